@@ -206,9 +206,9 @@ class Crowd:
             title += f"\n20 of the {self.clients} clients, evenly chosen"
         seconds = max(self.end)
         quarter = max(8, (width - 18) // 4)  # columns
-        ticks = "".join(f"{seconds * i / 4:<{quarter}.3g}" for i in range(4))
+        ticks = "".join(f"{seconds * i / 4:<{quarter}.4g}" for i in range(4))
         ruler = ("|" + "-" * (quarter - 1)) * 4 + "|"
-        rows = [title, "", f"client  {ticks}{seconds:.3g} s", " " * 8 + ruler]
+        rows = [title, "", f"client  {ticks}{seconds:.4g} s", " " * 8 + ruler]
         for number in shown:
             first, end = self.first_echo[number], self.end[number]
             waits = int((first or end) / seconds * 4 * quarter)
@@ -219,24 +219,24 @@ class Crowd:
     def figures(self) -> str:
         """Return the number of messages, their rate, and how long an echo took."""
         count, seconds = len(self.echo_times), max(self.end)
-        lines = [f"{count:,} messages in {seconds:.3g} s: {count / seconds:,.0f} a second"]
+        lines = [f"{count:,} messages in {seconds:.4g} s: {count / seconds:,.0f} a second"]
         if count:
             times = sorted(self.echo_times)
             lines.append(
-                f"time to an echo: median {statistics.median(times) * 1000:.3g} ms,"
-                f" 99th percentile {times[count * 99 // 100] * 1000:.3g} ms,"
-                f" max {times[-1] * 1000:.3g} ms"
+                f"time to an echo: median {statistics.median(times) * 1000:,.2f} ms,"
+                f" 99th percentile {times[count * 99 // 100] * 1000:,.2f} ms,"
+                f" maximum {times[-1] * 1000:,.2f} ms"
             )
         return "\n".join(lines)
 
 
-def exchange(sock: socket.socket, message: bytes) -> Generator[int, None, bytearray]:
+def exchange(sock: socket.socket, message: bytes) -> Generator[int, None, bytes]:
     """Send a message and return its echo; yield the events to wait for.
 
     Raises OSError if the connection breaks.
     """
     sent = sock.send(message)
-    echo = bytearray()
+    echo = b""
     while len(echo) < len(message):
         yield EVENT_READ if sent == len(message) else EVENT_READ | EVENT_WRITE
         if sent < len(message):
