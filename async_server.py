@@ -89,7 +89,7 @@ async def serve(args: argparse.Namespace) -> None:
     """
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
-    room = math.inf  # how many clients fit; known when one did not
+    room = math.inf  # how many clients fit in; known as soon as one does not
     # Ctrl-C would stop whichever coroutine is at work; let the loop stop between two steps.
     interrupt = functools.partial(signal.default_int_handler, signal.SIGINT, None)
     signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(interrupt))
@@ -123,8 +123,8 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=argparse.SUPPRESS,  # a mistake gets one line
     )
-    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no log")
     return parser
 
@@ -144,8 +144,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"cannot listen on {args.host}:{args.port}: {error}")
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all it accepts
+    host, port = listener.getsockname()
     try:
-        host, port = listener.getsockname()
         print(f"listening on {host}:{port} ({model})", flush=True)
     except OSError:
         sys.stdout = None  # nobody reads it, and the clients shall not notice

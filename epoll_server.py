@@ -126,11 +126,11 @@ def serve(listener: socket.socket) -> None:
     """
     listener.setblocking(False)
     connections: dict[int, Connection] = {}
-    room = math.inf  # how many clients fit; known when one did not
+    room = math.inf  # how many clients fit in; known as soon as one does not
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
     while True:
-        for fd, _ in epoll.poll():  # sleeps
+        for fd, _ in epoll.poll():  # sleeps until somebody is ready
             if fd == listener.fileno():
                 try:
                     for newcomer in accept(listener):
@@ -163,8 +163,8 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=argparse.SUPPRESS,  # a mistake gets one line
     )
-    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no log")
     return parser
 
@@ -184,8 +184,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"cannot listen on {args.host}:{args.port}: {error}")
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all it accepts
+    host, port = listener.getsockname()
     try:
-        host, port = listener.getsockname()
         print(f"listening on {host}:{port} ({model})", flush=True)
     except OSError:
         sys.stdout = None  # nobody reads it, and the clients shall not notice

@@ -131,7 +131,7 @@ def serve(listener: socket.socket) -> None:
     """
     listener.setblocking(False)
     connections: dict[socket.socket, Connection] = {}
-    room = math.inf  # how many clients fit; known when one did not
+    room = math.inf  # how many clients fit in; known as soon as one does not
     while True:
         readers = [sock for sock, connection in connections.items() if not connection.owed]
         writers = [sock for sock, connection in connections.items() if connection.owed]
@@ -168,8 +168,8 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=argparse.SUPPRESS,  # a mistake gets one line
     )
-    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no log")
     return parser
 
@@ -189,8 +189,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"cannot listen on {args.host}:{args.port}: {error}")
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all it accepts
+    host, port = listener.getsockname()
     try:
-        host, port = listener.getsockname()
         print(f"listening on {host}:{port} ({model})", flush=True)
     except OSError:
         sys.stdout = None  # nobody reads it, and the clients shall not notice

@@ -134,8 +134,7 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
     """
     listener.setblocking(False)
     connections: set[Connection] = set()
-    room = math.inf  # how many clients fit; known when one did not
-
+    room = math.inf  # how many clients fit in; known as soon as one does not
     limited = isinstance(selector, selectors.SelectSelector)
 
     def welcome() -> None:
@@ -175,7 +174,7 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
 
     selector.register(listener, selectors.EVENT_READ, welcome)
     while True:
-        for key, _ in selector.select():  # sleeps
+        for key, _ in selector.select():  # sleeps until somebody is ready
             key.data()
 
 
@@ -186,8 +185,8 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=argparse.SUPPRESS,  # a mistake gets one line
     )
-    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no log")
     return parser
 
@@ -207,8 +206,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"cannot listen on {args.host}:{args.port}: {error}")
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all it accepts
+    host, port = listener.getsockname()
     try:
-        host, port = listener.getsockname()
         print(f"listening on {host}:{port} ({model})", flush=True)
     except OSError:
         sys.stdout = None  # nobody reads it, and the clients shall not notice
@@ -220,7 +219,7 @@ def main() -> None:
     parser = command_line()
     names = ("select", "poll", "epoll", "kqueue", "devpoll")
     choices = {n: c for n in names if (c := getattr(selectors, f"{n.capitalize()}Selector", None))}
-    parser.add_argument("--selector", choices=choices, help="the one to take (the best)")
+    parser.add_argument("--selector", choices=choices, help="instead of the best one")
     args = parser.parse_args()
     selector = choices.get(args.selector, selectors.DefaultSelector)()
     try:
