@@ -159,6 +159,8 @@ class Crowd:
                 timeout = min(0.2, pausing[0][0] - now) if pausing else 0.2
                 for key, _ in selector.select(timeout):
                     go_on(*key.data)
+            if report_at > self.start + 1:
+                print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)
 
     def steps(self, number: int, sock: socket.socket, address: tuple[str, int]) -> Steps:
         """Be one of the clients: connect, send the messages, say q, wait for the close."""

@@ -1334,6 +1334,20 @@ class Client(unittest.TestCase):
         self.assert_fails(process, "lost: 1")
         self.assertIn(b"0 messages", output)
 
+    @POSIX
+    def test_progress(self) -> None:
+        """A run of more than a second shows its progress at a terminal, and only there."""
+        server = Server(SCRIPTS["selectors"], "--quiet")
+        self.addCleanup(server.kill)
+        options = ("--port", str(server.port), "--clients=2", "--messages=3", "--pause=0.6")
+        process = Process(CLIENT, *options)
+        terminal = Terminal(*options)
+        self.addCleanup(terminal.close)
+        terminal.expect(b"\r1 s: 4 of 6 messages ")
+        self.assertEqual(terminal.process.wait(DEADLINE), 0)
+        self.assertIn(b"6 messages in 1.", process.output())
+        self.assertEqual(process.log(), b"")
+
     @LINUX
     def test_too_many_clients(self) -> None:
         """More clients than it may open files for: one line says so, and what to do."""
