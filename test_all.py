@@ -378,18 +378,23 @@ class ForEveryServer:
             """The rule holds wherever TCP cuts the bytes; Iraq and a newline is a word."""
             texts = (b"a\nq\nb", b"q\r\nb", b"\nq\r\n", b"Iraq\nx", b"\nqu\n", b"q\rq\n", b"\r\nq")
             for text in texts:
-                for pieces in cuts(text):
-                    with self.subTest(pieces=pieces), self.connect() as sock:
-                        got = b""
-                        for i, piece in enumerate(pieces, 1):
-                            sock.sendall(piece)
-                            echo, over = conversation(pieces[:i])
-                            if over:
-                                break
-                            got += client.receive(sock, len(echo) - len(got))
-                        else:
-                            sock.shutdown(socket.SHUT_WR)
-                        self.assertEqual(got + read_to_end(sock), echo)
+                with self.subTest(text=text):  # fails once, and not for each cut
+                    for pieces in cuts(text):
+                        self.assert_conversation(pieces)
+
+        def assert_conversation(self, pieces: list[bytes]) -> None:
+            """Send the pieces, each after the echo of the one before; fail if an echo is wrong."""
+            with self.connect() as sock:
+                got = b""
+                for i, piece in enumerate(pieces, 1):
+                    sock.sendall(piece)
+                    echo, over = conversation(pieces[:i])
+                    if over:
+                        break
+                    got += client.receive(sock, len(echo) - len(got))
+                else:
+                    sock.shutdown(socket.SHUT_WR)
+                self.assertEqual(got + read_to_end(sock), echo, pieces)
 
         def test_lone_q(self) -> None:
             """A read that is exactly q ends it, as the client without newlines says it."""
@@ -653,6 +658,16 @@ class ForEveryServer:
             self.assertLess(server.memory() - before, (clients * 128 + 1024) * 1024)
             if not self.one_at_a_time:
                 self.assert_serves(server)
+
+        @LINUX
+        def test_reads_late(self) -> None:
+            """A client that has read late all that it was owed costs no CPU from then on."""
+            server = self.start("--quiet")
+            sock = self.connect(server)
+            [sent] = flood([sock], b"x" * 65536)
+            self.assertEqual(len(client.receive(sock, sent)), sent)
+            self.assert_echo(sock, b"hello\n")
+            self.assert_idle(server)
 
         @LINUX
         def test_long_conversation(self) -> None:
