@@ -25,6 +25,7 @@ import sys
 
 CHUNK = 65536  # bytes: the most that is read at once, and so the most that a client is owed
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # accept: not one client more
+Q = ord("q")  # bytes consist of numbers
 QUIT = re.compile(rb"\nq\r?\n")  # a line that is just q
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,13 @@ class Conversation:
 
     def answer(self, data: bytes) -> bytes:
         """Take the bytes of one read; return those to send back, and set over after a q."""
+        if self.over:  # what follows a q is ignored
+            return b""
+        if Q not in data and Q not in self.past:  # nearly always: no line can be just q
+            self.past = data[-1:]
+            return data
         if data == b"q":  # from a client that sends no newlines
             self.over = True
-        if self.over:  # what follows a q is ignored
             return b""
         text = self.past + data
         said_q = QUIT.search(text)
