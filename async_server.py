@@ -72,7 +72,8 @@ async def converse(connection: socket.socket, name: str) -> None:
         try:
             while not conversation.over:
                 data = await loop.sock_recv(connection, CHUNK)
-                log.info("%s read %d bytes: %.50r", name, len(data), data)
+                if log.level <= logging.INFO:  # with --quiet, not even a call
+                    log.info("%s read %d bytes: %.50r", name, len(data), data)
                 if not data:
                     break
                 await loop.sock_sendall(connection, conversation.answer(data))
@@ -139,11 +140,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
 
     Exits with one line on stderr if the address cannot be had.
     """
-    logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:

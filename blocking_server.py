@@ -65,7 +65,8 @@ def converse(connection: socket.socket, name: str) -> None:
         try:
             while not conversation.over:
                 data = connection.recv(CHUNK)  # sleeps: waits for the data, copies it
-                log.info("%s read %d bytes: %.50r", name, len(data), data)
+                if log.level <= logging.INFO:  # with --quiet, not even a call
+                    log.info("%s read %d bytes: %.50r", name, len(data), data)
                 if not data:
                     break
                 connection.sendall(conversation.answer(data))  # sleeps while the kernel has no room
@@ -115,11 +116,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
 
     Exits with one line on stderr if the address cannot be had.
     """
-    logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:

@@ -82,9 +82,11 @@ class Connection:
         try:
             if not self.owed:
                 data = self.sock.recv(CHUNK)  # copies the data, if there is any
-                log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+                if log.level <= logging.INFO:  # with --quiet, not even a call
+                    log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+                if not data:
+                    raise ConnectionError("end of stream")
                 self.owed = self.conversation.answer(data)
-                self.left = not data
             if self.owed:
                 sent = self.sock.send(self.owed)  # as much as the kernel has room for
                 self.owed = self.owed[sent:]
@@ -92,14 +94,11 @@ class Connection:
                 # The client is told the end, and closes. To close first, on bytes that are
                 # not read yet, would reset the connection: the last echo could be lost.
                 self.sock.shutdown(socket.SHUT_WR)
-            reason = "end of stream"
         except BlockingIOError:
             return False
         except OSError as error:
             self.left = True
-            reason = str(error)
-        if self.left:
-            log.info("%s left: %s", self.name, "said q" if self.conversation.over else reason)
+            log.info("%s left: %s", self.name, "said q" if self.conversation.over else error)
         return True
 
 
@@ -135,7 +134,7 @@ def serve(listener: socket.socket) -> None:
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
     while True:
-        for fd, _ in epoll.poll():  # sleeps until somebody is ready
+        for fd, event in epoll.poll():  # sleeps until somebody is ready
             if fd == listener.fileno():
                 try:
                     for newcomer in accept(listener):
@@ -151,14 +150,14 @@ def serve(listener: socket.socket) -> None:
                     epoll.modify(listener, 0)
             else:
                 connection = connections[fd]
-                was_owed = bool(connection.owed)
                 connection.step()
+                wanted = select.EPOLLOUT if connection.owed else select.EPOLLIN
                 if connection.left:
                     del connections[fd]
                     connection.sock.close()  # and epoll forgets it
                     epoll.modify(listener, select.EPOLLIN)
-                elif bool(connection.owed) != was_owed:
-                    epoll.modify(fd, select.EPOLLOUT if connection.owed else select.EPOLLIN)
+                elif wanted != event:
+                    epoll.modify(fd, wanted)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -179,11 +178,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
 
     Exits with one line on stderr if the address cannot be had.
     """
-    logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:

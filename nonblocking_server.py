@@ -81,9 +81,11 @@ class Connection:
         try:
             if not self.owed:
                 data = self.sock.recv(CHUNK)  # copies the data, if there is any
-                log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+                if log.level <= logging.INFO:  # with --quiet, not even a call
+                    log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+                if not data:
+                    raise ConnectionError("end of stream")
                 self.owed = self.conversation.answer(data)
-                self.left = not data
             if self.owed:
                 sent = self.sock.send(self.owed)  # as much as the kernel has room for
                 self.owed = self.owed[sent:]
@@ -91,14 +93,11 @@ class Connection:
                 # The client is told the end, and closes. To close first, on bytes that are
                 # not read yet, would reset the connection: the last echo could be lost.
                 self.sock.shutdown(socket.SHUT_WR)
-            reason = "end of stream"
         except BlockingIOError:
             return False
         except OSError as error:
             self.left = True
-            reason = str(error)
-        if self.left:
-            log.info("%s left: %s", self.name, "said q" if self.conversation.over else reason)
+            log.info("%s left: %s", self.name, "said q" if self.conversation.over else error)
         return True
 
 
@@ -181,11 +180,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
 
     Exits with one line on stderr if the address cannot be had.
     """
-    logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:

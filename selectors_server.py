@@ -22,7 +22,6 @@ time, as select does, but has no limit), and a little more for the interface.
 
 import argparse
 import errno
-import functools
 import logging
 import math
 import re
@@ -83,9 +82,11 @@ class Connection:
         try:
             if not self.owed:
                 data = self.sock.recv(CHUNK)  # copies the data, if there is any
-                log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+                if log.level <= logging.INFO:  # with --quiet, not even a call
+                    log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+                if not data:
+                    raise ConnectionError("end of stream")
                 self.owed = self.conversation.answer(data)
-                self.left = not data
             if self.owed:
                 sent = self.sock.send(self.owed)  # as much as the kernel has room for
                 self.owed = self.owed[sent:]
@@ -93,14 +94,11 @@ class Connection:
                 # The client is told the end, and closes. To close first, on bytes that are
                 # not read yet, would reset the connection: the last echo could be lost.
                 self.sock.shutdown(socket.SHUT_WR)
-            reason = "end of stream"
         except BlockingIOError:
             return False
         except OSError as error:
             self.left = True
-            reason = str(error)
-        if self.left:
-            log.info("%s left: %s", self.name, "said q" if self.conversation.over else reason)
+            log.info("%s left: %s", self.name, "said q" if self.conversation.over else error)
         return True
 
 
@@ -138,18 +136,17 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
     Raises OSError if no file descriptor is left, not even for one client.
     """
     listener.setblocking(False)
-    connections: set[Connection] = set()
+    connections: dict[socket.socket, Connection] = {}
     room = math.inf  # how many clients fit in; known as soon as one does not
     limited = isinstance(selector, selectors.SelectSelector)
 
-    def welcome() -> None:
+    def welcome(_sock: socket.socket, _events: int) -> None:
         """Be the callback of the listener: a client is waiting."""
         nonlocal room
         try:
             for newcomer in accept(listener):
-                connections.add(newcomer)
-                callback = functools.partial(attend, newcomer)
-                selector.register(newcomer.sock, selectors.EVENT_READ, callback)
+                connections[newcomer.sock] = newcomer
+                selector.register(newcomer.sock, selectors.EVENT_READ, attend)
                 if len(connections) >= room:
                     break
                 if limited and is_full(newcomer.sock, len(connections)):
@@ -163,24 +160,24 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
         if len(connections) >= room:
             selector.unregister(listener)
 
-    def attend(connection: Connection) -> None:
+    def attend(sock: socket.socket, event: int) -> None:
         """Be the callback of a connection: it is readable, or writable if it is owed something."""
-        was_owed = bool(connection.owed)
+        connection = connections[sock]
         connection.step()
+        wanted = selectors.EVENT_WRITE if connection.owed else selectors.EVENT_READ
         if connection.left:
-            connections.remove(connection)
-            selector.unregister(connection.sock)
-            connection.sock.close()
+            del connections[sock]
+            selector.unregister(sock)
+            sock.close()
             if listener not in selector.get_map():
                 selector.register(listener, selectors.EVENT_READ, welcome)
-        elif bool(connection.owed) != was_owed:
-            events = selectors.EVENT_WRITE if connection.owed else selectors.EVENT_READ
-            selector.modify(connection.sock, events, functools.partial(attend, connection))
+        elif wanted != event:
+            selector.modify(sock, wanted, attend)
 
     selector.register(listener, selectors.EVENT_READ, welcome)
     while True:
-        for key, _ in selector.select():  # sleeps until somebody is ready
-            key.data()
+        for key, event in selector.select():  # sleeps until somebody is ready
+            key.data(key.fileobj, event)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -201,11 +198,8 @@ def listen(args: argparse.Namespace, model: str) -> socket.socket:
 
     Exits with one line on stderr if the address cannot be had.
     """
-    logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:
