@@ -150,7 +150,7 @@ def serve(listener: socket.socket, interval: float) -> None:
             if connection.left:
                 connection.sock.close()
         connections = [connection for connection in connections if not connection.left]
-        if idle:
+        if idle and interval:  # sleep(0) would sleep too, for a moment
             time.sleep(interval)
 
 
