@@ -4,7 +4,7 @@
     python test_all.py -v                           and says what it checks
     python test_all.py EpollServer                  one server
     python test_all.py EpollServer.test_half_close  one test
-    python test_all.py --benchmark                  the table of the README, in two minutes
+    python test_all.py --benchmark                  the table of the README, in a minute
 
 Every server runs as a subprocess on a free port of 127.0.0.1.
 """
