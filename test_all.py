@@ -1422,7 +1422,7 @@ def idle_cpu(server: Server, seconds: float) -> float:
 def benchmark(rows: tuple[str, ...], seconds: float = 1.0) -> None:
     """Measure servers, each a name with its options; print a row as soon as it is measured."""
     print(f"CPython {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
-    print("Messages of 64 bytes, each sent after the echo of the one before; the median of three runs")
+    print("Messages of 64 bytes, each sent after the echo of the one before; medians of three runs")
     print("/s: messages a second; 99%: 99th percentile of the time to an echo")
     print()
     print(f"{'':26}{'1 client':>17}{'100 clients':>19}{'CPU a':>10}{'CPU':>7}  10 clients")
