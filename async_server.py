@@ -13,7 +13,7 @@ like the blocking server, with an await before what waits.
 
 Honestly: so it is on Windows (IOCP). On Linux and macOS the event loop is a selector,
 as in selectors_server.py; it waits, then copies, and only the coroutine does not see it.
-What it costs: the loop and its bookkeeping, the most CPU for a message.
+What it costs: the loop's bookkeeping, so more CPU for a message than a bare selector.
 
     python async_server.py              and in a second terminal: python client.py
 """
