@@ -116,6 +116,18 @@ class Process:
         """Wait until a line on stderr matches. Raises AssertionError at the deadline."""
         eventually(lambda: re.search(pattern, self.log()), f"{pattern!r} in {self.log()!r}")
 
+    def state(self) -> str:
+        """Return the kernel's letter for what it does: R if it runs, or would; S if it sleeps."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
+
+    def wait_for_rest(self) -> None:
+        """Wait until it sleeps in a call. Raises AssertionError at the deadline.
+
+        Of a Ctrl-C in the microsecond before the call, Python learns only after it.
+        """
+        if sys.platform == "linux":
+            eventually(lambda: self.state() == "S", "a process that sleeps")
+
     def output(self, data: "bytes | None" = None) -> bytes:
         """Give it data on stdin; return the rest of its stdout when it has ended.
 
@@ -175,10 +187,6 @@ class Server(Process):
         """Return the CPU time that it has used, user and system, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def state(self) -> str:
-        """Return the kernel's letter for what it does: R if it runs, or would; S if it sleeps."""
-        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
 
     def sleeps(self) -> bool:
         """Return whether it does not run at all for an eighth of a second."""
@@ -332,8 +340,10 @@ class ForEveryServer:
                 self.assert_echo(sock, b"still there?\n")
             self.assertNotIn(b"Traceback", (server or self.server).log())
 
-        def assert_stops(self, server: Server) -> None:
+        def assert_stops(self, server: Server, at_work: bool = False) -> None:
             """Press Ctrl-C; fail if it is not obeyed at once, with status 0 and one line."""
+            if not at_work:
+                server.wait_for_rest()
             said = server.log()
             pressed = time.monotonic()
             server.process.send_signal(signal.SIGINT)
@@ -532,6 +542,7 @@ class ForEveryServer:
                 self.assert_echo(sock, b"hello\n")
             self.assertNotIn(b"Error", process.log())
             if sys.platform != "win32":
+                process.wait_for_rest()
                 process.process.send_signal(signal.SIGINT)
                 process.output()
                 self.assertEqual(process.process.returncode, 0)
@@ -583,7 +594,7 @@ class ForEveryServer:
             before = server.cpu() if sys.platform == "linux" else 0.0
             if sys.platform == "linux":
                 eventually(lambda: server.cpu() > before + 0.05, "the server at work")
-            self.assert_stops(server)
+            self.assert_stops(server, at_work=True)
             for thread in clients:
                 thread.join()
 
@@ -928,7 +939,7 @@ class NonblockingServer(ForManyAtOnce.Tests):
         self.assert_echo(sock, b"hello\n")
         delays = []
         for _ in range(3):
-            eventually(lambda: server.state() == "S", "a pause")  # else it may still be asking
+            server.wait_for_rest()  # else it may still be asking
             start = time.monotonic()
             self.assert_echo(sock, b"hello\n")
             delays.append(time.monotonic() - start)
@@ -1030,6 +1041,7 @@ class EpollServer(TenThousand.Tests):
             self.assert_echo(sock, b"hello\n")
         sock.close()
         server.wait_for_log(b" left: ")
+        server.wait_for_rest()
         server.process.send_signal(signal.SIGINT)
         server.output()
         calls = ast.literal_eval(server.log().decode().splitlines()[-1])
