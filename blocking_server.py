@@ -1,146 +1,134 @@
-"""Echo server, model 1: blocking IO.
+"""Echo server, model 1 of 5: blocking I/O.
 
-Every call sleeps until it is done: accept() until a client is there, recv() until
-data is there, sendall() until the kernel has taken all of it.
+A call returns when it is done: accept() waits until a client connects, recv() until data
+arrives, sendall() until the kernel has taken all the bytes.
 
     application                         kernel
-    recv() ---------------------------> no data yet  -+
-      |                                               |  1. waiting for the data
-      |  sleeps                         data is here -+
-      |                                               |  2. copying it
-    data <----------------------------- copied       -+
+    recv() -------------------------->  no data yet    -+
+      |  waits                                          |  1. waiting for data
+      |                                 data arrives   -+
+    data <----------------------------  copies it          2. copying it
 
-What it costs: nothing while it sleeps, but who sleeps for one client serves no
-other. The kernel connects the others and queues them until this one has left.
+Cost: while the server waits for one client it cannot serve another; the kernel keeps the
+next ones in the backlog, a queue. The classical remedy is threads: with --threads 4, four
+threads run the same loop, and serve four clients at a time.
 
     python blocking_server.py           and in a second terminal: python client.py
+    Read next: nonblocking_server.py, where one thread serves all clients.
 """
 
 import argparse
 import errno
 import logging
 import re
+import signal
 import socket
 import sys
+import threading
+import time
 
-CHUNK = 65536  # bytes: the most that is read at once, and so the most that a client is owed
-FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # accept: not one client more
-Q = ord("q")  # bytes consist of numbers
-QUIT = re.compile(rb"\nq\r?\n")  # a line that is just q
-
+RECV_SIZE = 65536  # bytes: the most that one recv() returns
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # from accept()
+QUIT_LINE = re.compile(rb"\n(q\r?\n)")  # a line that is just q
 log = logging.getLogger(__name__)
 
 
+# ---- The model
+
+def serve(listener: socket.socket) -> None:
+    """Serve the clients of a listening socket, one after another, without end."""
+    while True:
+        try:
+            sock, address = listener.accept()  # waits for a client
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                log.info("full (%s): the next clients wait in the backlog", error)
+                time.sleep(1)  # a shortage can pass: try again
+            continue  # any other error: that client has gone
+        with sock:
+            if address:  # macOS: None after a reset
+                handle_client(sock, "{}:{}".format(*address))
+
+
+def handle_client(sock: socket.socket, name: str) -> None:
+    """Echo what a client sends until it quits, ends its stream or breaks the connection off."""
+    log.info("%s: connected", name)
+    conversation = Conversation()
+    try:
+        while not conversation.finished:
+            data = sock.recv(RECV_SIZE)  # waits for data, copies it
+            log.info("%s: read %d bytes: %r", name, len(data), data[:50])
+            if not data:
+                break
+            sock.sendall(conversation.reply(data))  # waits while its send buffer is full
+        # Half-close: shutdown() ends our direction only. The client gets every reply, then
+        # the end of stream, and closes. After close(), what it still sends would cause a
+        # reset: the kernel breaks the connection off, and replies on their way are lost.
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(1)  # a client that stays silent now keeps the next one waiting
+        while sock.recv(RECV_SIZE):
+            pass
+        log.info("%s: closed (%s)", name, "quit" if conversation.finished else "end of stream")
+    except OSError as error:  # a reset: the client has broken the connection off
+        log.info("%s: closed (%s)", name, error)
+
+
+# ---- The conversation: the same in all servers
+
 class Conversation:
-    """The rule of the conversation, apart from all IO: an echo, until the client says q."""
+    """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
 
     def __init__(self) -> None:
-        self.past = b"\n"  # the end of what was read; the first line starts like any other
-        self.over = False
+        self.tail = b"\n"  # the end of what was read before: TCP can cut a line anywhere
+        self.cut = False  # True if the last read filled the buffer: it may have cut a message
+        self.finished = False  # True after a q
 
-    def answer(self, data: bytes) -> bytes:
-        """Take the bytes of one read; return those to send back, and set over after a q."""
-        if self.over:  # what follows a q is ignored
+    def reply(self, data: bytes) -> bytes:
+        """Take the bytes of one read, and return the bytes to send back."""
+        if data == b"q" and not self.cut:  # from a client that sends no newlines
+            self.finished = True
             return b""
-        if Q not in data and Q not in self.past:  # nearly always: no line can be just q
-            self.past = data[-1:]
-            return data
-        if data == b"q":  # from a client that sends no newlines
-            self.over = True
-            return b""
-        text = self.past + data
-        said_q = QUIT.search(text)
-        if said_q:
-            self.over = True
-            return data[: max(0, said_q.start() + 1 - len(self.past))]
-        self.past = text[-3:]  # QUIT is four bytes at most, so three are all that it can need
+        text = self.tail + data
+        quit_line = QUIT_LINE.search(text) if b"q" in text else None
+        if quit_line:
+            self.finished = True
+            return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
+        self.tail = text[-3:]  # where a quit line can begin that the next read completes
+        self.cut = len(data) == RECV_SIZE
         return data
 
 
-def converse(connection: socket.socket, name: str) -> None:
-    """Echo what a client sends until it says q, ends its stream or is lost; then close."""
-    conversation = Conversation()
-    reason = "end of stream"
-    with connection:
-        try:
-            while not conversation.over:
-                data = connection.recv(CHUNK)  # sleeps: waits for the data, copies it
-                if log.level <= logging.INFO:  # with --quiet, not even a call
-                    log.info("%s read %d bytes: %.50r", name, len(data), data)
-                if not data:
-                    break
-                connection.sendall(conversation.answer(data))  # sleeps while the kernel has no room
-            # Tell the client the end, and let it close. To close first, on bytes that are
-            # not read yet, would reset the connection: the last echo could be lost.
-            connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(1)  # the next one is waiting
-            while connection.recv(CHUNK):
-                pass
-        except OSError as error:
-            reason = str(error)
-    log.info("%s left: %s", name, "said q" if conversation.over else reason)
-
-
-def serve(listener: socket.socket) -> None:
-    """Serve the clients of a listening socket, one after the other, for ever.
-
-    Raises OSError if no file descriptor is left for a client.
-    """
-    while True:
-        try:
-            connection, (host, port) = listener.accept()  # sleeps until a client is there
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            continue  # that client has left already
-        name = f"{host}:{port}"
-        log.info("%s connected", name)
-        converse(connection, name)
-
-
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser of the options that all the servers have."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=argparse.SUPPRESS,  # a mistake gets one line
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no log")
-    return parser
-
-
-def listen(args: argparse.Namespace, model: str) -> socket.socket:
-    """Return the listening socket that the command line asks for, and say so on stdout.
-
-    Exits with one line on stderr if the address cannot be had.
-    """
-    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
-    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
-    try:
-        listener = socket.create_server((args.host, args.port), backlog=1024)
-    except (OSError, OverflowError, UnicodeError) as error:
-        sys.exit(f"cannot listen on {args.host}:{args.port}: {error}")
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all it accepts
-    host, port = listener.getsockname()
-    try:
-        print(f"listening on {host}:{port} ({model})", flush=True)
-    except OSError:
-        sys.stdout = None  # nobody reads it, and the clients shall not notice
-    return listener
-
+# ---- The command line: the same in all servers
 
 def main() -> None:
     """Listen where the command line says, and serve until Ctrl-C."""
-    args = command_line().parse_args()
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="do not log")
+    parser.add_argument("--threads", type=int, default=1, help="clients at once (%(default)s)")
+    args = parser.parse_args()
+    if args.threads < 1:
+        parser.error("--threads must be 1 or more")
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
+    if sys.platform == "win32":  # else Ctrl-C waits until a client comes (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        with listen(args, "blocking IO") as listener:
+        with socket.create_server((args.host.encode(), args.port), backlog=1024) as listener:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send replies at once
+            host, port = listener.getsockname()
+            print(f"listening on {host}:{port} (blocking, threads: {args.threads})", flush=True)
+            for _ in range(args.threads - 1):
+                threading.Thread(target=serve, args=[listener], daemon=True).start()
             serve(listener)
     except KeyboardInterrupt:
         log.warning("stopped")
-    except OSError as error:
-        sys.exit(f"cannot go on: {error}")
+    except RuntimeError as error:
+        sys.exit(f"cannot start {args.threads} threads: {error}")
+    except (OSError, OverflowError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
 
 
 if __name__ == "__main__":

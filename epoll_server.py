@@ -1,210 +1,187 @@
-"""Echo server, model 3 again: IO multiplexing with epoll (Linux).
+"""Echo server, model 3 of 5: I/O multiplexing, with epoll (Linux).
 
-The kernel keeps the list of whom to watch, and is told only of changes. One call
-sleeps for all clients and returns those who are ready; recv() and send() then
-never sleep.
+One call waits for many sockets, as in select_server.py. But the kernel keeps the list of
+them: it is told only what changes in the list, and tells only which sockets are ready.
 
-    application                         kernel
-    register(), once ----------------->
-    poll() ---------------------------> nobody ready -+
-      |                                               |  1. waiting for the data
-      |  sleeps, for all clients        data is here -+
-    who is ready <---------------------
-    recv() --------------------------->              -+
-                                                      |  2. copying it
-    data <----------------------------- copied       -+
+    application                         kernel             A    B    C  (receive buffers)
+    register A, B and C ------------->  keeps the list
+    poll() -------------------------->  waits              -    -    -  -+
+      |                                                    -   data  -   |  1. waiting for data
+    [B] <-----------------------------  B is readable      -   data  -  -+
+    recv(B) ------------------------->  copies the data    -    -    -      2. copying it
+    send(B) ------------------------->  copies it into the send buffer of B
+    poll() -------------------------->  waits: it has the list
 
-What it costs: a call for each change of whom to watch. A silent client costs
-nothing, and there may be as many as there are file descriptors.
+Cost: a system call for each change of the list. A silent client costs no CPU time, and
+there can be as many clients as the process may have file descriptors.
 
     python epoll_server.py              and in a second terminal: python client.py
+    Read next: selectors_server.py, which does the same on every platform.
 """
 
 import argparse
 import errno
 import logging
-import math
 import re
 import select
+import signal
 import socket
 import sys
-from collections.abc import Iterator
+import time
 
-CHUNK = 65536  # bytes: the most that is read at once, and so the most that a client is owed
-FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # accept: not one client more
-Q = ord("q")  # bytes consist of numbers
-QUIT = re.compile(rb"\nq\r?\n")  # a line that is just q
-
+RECV_SIZE = 65536  # bytes: the most that one recv() returns
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # from accept()
+QUIT_LINE = re.compile(rb"\n(q\r?\n)")  # a line that is just q
 log = logging.getLogger(__name__)
 
 
-class Conversation:
-    """The rule of the conversation, apart from all IO: an echo, until the client says q."""
+# ---- The model
 
-    def __init__(self) -> None:
-        self.past = b"\n"  # the end of what was read; the first line starts like any other
-        self.over = False
+def serve(listener: socket.socket) -> None:
+    """Serve all clients of a listening socket from one loop, without end."""
+    listener.setblocking(False)
+    connections: dict[int, Connection] = {}  # by file descriptor
+    epoll = select.epoll()
+    epoll.register(listener, select.EPOLLIN)
+    while True:
+        # Level-triggered: poll() reports a socket each time, as long as it is ready. So one read
+        # is enough, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
+        # would report new data once: what is left unread would wait for more to arrive.)
+        for fd, event in epoll.poll():  # waits
+            if fd == listener.fileno():
+                try:
+                    if new := accept(listener):
+                        epoll.register(new.sock, select.EPOLLIN)
+                        connections[new.sock.fileno()] = new
+                except OSError as error:
+                    log.info("full (%s): the next clients wait in the backlog", error)
+                    if connections:
+                        epoll.modify(listener, 0)  # not watched, until a client leaves
+                    else:
+                        time.sleep(1)  # a shortage can pass: try again
+            else:
+                connection = connections[fd]
+                connection.on_ready()
+                # A socket is nearly always writable: its send buffer has room. If epoll watched
+                # all of them for that, it would never wait. So it watches only those with
+                # unsent bytes. (event is what this one was watched for, or an error.)
+                wanted = select.EPOLLOUT if connection.unsent else select.EPOLLIN
+                if connection.closed:
+                    del connections[fd]
+                    connection.sock.close()  # and the kernel takes it off the list
+                    log.info("%s: closed (%s)", connection.name, connection.closed)
+                    epoll.modify(listener, select.EPOLLIN)  # watched again, if it was not
+                elif wanted != event:
+                    epoll.modify(fd, wanted)
 
-    def answer(self, data: bytes) -> bytes:
-        """Take the bytes of one read; return those to send back, and set over after a q."""
-        if self.over:  # what follows a q is ignored
-            return b""
-        if Q not in data and Q not in self.past:  # nearly always: no line can be just q
-            self.past = data[-1:]
-            return data
-        if data == b"q":  # from a client that sends no newlines
-            self.over = True
-            return b""
-        text = self.past + data
-        said_q = QUIT.search(text)
-        if said_q:
-            self.over = True
-            return data[: max(0, said_q.start() + 1 - len(self.past))]
-        self.past = text[-3:]  # QUIT is four bytes at most, so three are all that it can need
-        return data
 
+# ---- A client: the same in nonblocking, select, epoll and selectors
 
 class Connection:
-    """One client: its socket, the conversation with it, and what it is still owed."""
+    """One client: its non-blocking socket, its conversation, and the bytes still unsent."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self.sock = sock
         self.name = name
         self.conversation = Conversation()
-        self.owed = b""  # empty: it waits to be readable; else to be writable, and is not read
-        self.left = False
+        self.unsent = b""  # the part of the last reply that did not fit into the send buffer
+        self.closed = ""  # empty while the connection is open, then the reason why it is not
 
-    def step(self) -> bool:
-        """Send what is owed, or else read once and answer; set left when the client has left.
-
-        Never sleeps. Returns False if the kernel was not ready, so that nothing could be done.
-        """
+    def on_ready(self) -> bool:
+        """Send what is unsent, else read once and reply. Returns False if neither is possible."""
         try:
-            if not self.owed:
-                data = self.sock.recv(CHUNK)  # copies the data, if there is any
-                if log.level <= logging.INFO:  # with --quiet, not even a call
-                    log.info("%s read %d bytes: %.50r", self.name, len(data), data)
+            # Backpressure: while bytes are unsent, the client is not read. So what it sends fills
+            # the kernel's buffers, until its own send() has to wait, and not our memory.
+            if not self.unsent:
+                data = self.sock.recv(RECV_SIZE)  # copies the data
+                log.info("%s: read %d bytes: %r", self.name, len(data), data[:50])
                 if not data:
-                    raise ConnectionError("end of stream")
-                self.owed = self.conversation.answer(data)
-            if self.owed:
-                sent = self.sock.send(self.owed)  # as much as the kernel has room for
-                self.owed = self.owed[sent:]
-            if self.conversation.over and not self.owed:
-                # The client is told the end, and closes. To close first, on bytes that are
-                # not read yet, would reset the connection: the last echo could be lost.
+                    self.closed = "quit" if self.conversation.finished else "end of stream"
+                if not data or self.conversation.finished:  # what follows a q is ignored
+                    return True
+                self.unsent = self.conversation.reply(data)
+            if self.unsent:
+                sent = self.sock.send(self.unsent)  # copies as much as the send buffer takes
+                self.unsent = self.unsent[sent:]
+            if self.conversation.finished and not self.unsent:
+                # Half-close: shutdown() ends our direction only. The client gets every reply, then
+                # the end of stream, and closes. After close(), what it still sends would cause a
+                # reset: the kernel breaks the connection off, and replies on their way are lost.
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             return False
-        except OSError as error:
-            self.left = True
-            log.info("%s left: %s", self.name, "said q" if self.conversation.over else error)
+        except OSError as error:  # a reset: the client has broken the connection off
+            self.closed = str(error)
         return True
 
 
-def accept(listener: socket.socket) -> Iterator[Connection]:
-    """Take the clients that wait in the listener's queue, and yield their connections.
-
-    Never sleeps. Raises OSError if no file descriptor is left for the next one.
-    """
-    for _ in range(100):  # no more in one turn: those who are in have theirs
-        try:
-            sock, (host, port) = listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno in FULL:
-                log.info("full (%s): the next clients wait in the queue", error)
-                raise
-            continue  # that client has left already
-        sock.setblocking(False)
-        connection = Connection(sock, f"{host}:{port}")
-        log.info("%s connected", connection.name)
-        yield connection
-
-
-def serve(listener: socket.socket) -> None:
-    """Serve all clients of a listening socket from one loop, for ever.
-
-    Raises OSError if no file descriptor is left, not even for one client.
-    """
-    listener.setblocking(False)
-    connections: dict[int, Connection] = {}
-    room = math.inf  # how many clients fit in; known as soon as one does not
-    epoll = select.epoll()
-    epoll.register(listener, select.EPOLLIN)
-    while True:
-        for fd, event in epoll.poll():  # sleeps until somebody is ready
-            if fd == listener.fileno():
-                try:
-                    for newcomer in accept(listener):
-                        connections[newcomer.sock.fileno()] = newcomer
-                        epoll.register(newcomer.sock, select.EPOLLIN)
-                        if len(connections) >= room:
-                            break
-                except OSError:
-                    if not connections:
-                        raise
-                    room = len(connections)
-                if len(connections) >= room:
-                    epoll.modify(listener, 0)
-            else:
-                connection = connections[fd]
-                connection.step()
-                wanted = select.EPOLLOUT if connection.owed else select.EPOLLIN
-                if connection.left:
-                    del connections[fd]
-                    connection.sock.close()  # and epoll forgets it
-                    epoll.modify(listener, select.EPOLLIN)
-                elif wanted != event:
-                    epoll.modify(fd, wanted)
-
-
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser of the options that all the servers have."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=argparse.SUPPRESS,  # a mistake gets one line
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no log")
-    return parser
-
-
-def listen(args: argparse.Namespace, model: str) -> socket.socket:
-    """Return the listening socket that the command line asks for, and say so on stdout.
-
-    Exits with one line on stderr if the address cannot be had.
-    """
-    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
-    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
+def accept(listener: socket.socket) -> "Connection | None":
+    """Return the next client's connection, or None if none waits. Raises OSError if full."""
     try:
-        listener = socket.create_server((args.host, args.port), backlog=1024)
-    except (OSError, OverflowError, UnicodeError) as error:
-        sys.exit(f"cannot listen on {args.host}:{args.port}: {error}")
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all it accepts
-    host, port = listener.getsockname()
-    try:
-        print(f"listening on {host}:{port} ({model})", flush=True)
-    except OSError:
-        sys.stdout = None  # nobody reads it, and the clients shall not notice
-    return listener
+        sock, address = listener.accept()
+    except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:
+            raise
+        return None  # BlockingIOError: no client waits; any other: that client has gone
+    if not address:  # macOS: None after a reset
+        sock.close()
+        return None
+    sock.setblocking(False)
+    log.info("%s:%d: connected", *address)
+    return Connection(sock, "{}:{}".format(*address))
 
+
+# ---- The conversation: the same in all servers
+
+class Conversation:
+    """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
+
+    def __init__(self) -> None:
+        self.tail = b"\n"  # the end of what was read before: TCP can cut a line anywhere
+        self.cut = False  # True if the last read filled the buffer: it may have cut a message
+        self.finished = False  # True after a q
+
+    def reply(self, data: bytes) -> bytes:
+        """Take the bytes of one read, and return the bytes to send back."""
+        if data == b"q" and not self.cut:  # from a client that sends no newlines
+            self.finished = True
+            return b""
+        text = self.tail + data
+        quit_line = QUIT_LINE.search(text) if b"q" in text else None
+        if quit_line:
+            self.finished = True
+            return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
+        self.tail = text[-3:]  # where a quit line can begin that the next read completes
+        self.cut = len(data) == RECV_SIZE
+        return data
+
+
+# ---- The command line: the same in all servers
 
 def main() -> None:
     """Listen where the command line says, and serve until Ctrl-C."""
-    args = command_line().parse_args()
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="do not log")
+    args = parser.parse_args()
     if not hasattr(select, "epoll"):
-        sys.exit("this platform has no epoll; selectors_server.py takes the best that it has")
+        sys.exit("this platform has no epoll: use selectors_server.py")
+    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
+    if sys.platform == "win32":  # else Ctrl-C waits until a client comes (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        with listen(args, "epoll") as listener:
+        with socket.create_server((args.host.encode(), args.port), backlog=1024) as listener:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send replies at once
+            host, port = listener.getsockname()
+            print(f"listening on {host}:{port} (epoll)", flush=True)
             serve(listener)
     except KeyboardInterrupt:
         log.warning("stopped")
-    except OSError as error:
-        sys.exit(f"cannot go on: {error}")
+    except (OSError, OverflowError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
 
 
 if __name__ == "__main__":

