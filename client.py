@@ -1,13 +1,17 @@
-"""Client for the echo servers: one client in conversation, or many at once.
+"""Client for the echo servers: a conversation with one of them, or many clients at once.
 
-    python client.py                    a line goes out, its echo comes back; q ends it
+    python client.py                    type a line, and its echo comes back; q ends it
     python client.py < file             sends the file, and writes what comes back
-    python client.py --clients 100      100 clients at once: draws when each was served
+    python client.py --clients 100      100 clients at once, and a picture of when each is served
 
 Start a server first, in another terminal: python select_server.py
 """
 
 import argparse
+import errno
+import io
+import math
+import os
 import shutil
 import socket
 import statistics
@@ -15,324 +19,281 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
-from contextlib import ExitStack, suppress
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from contextlib import suppress
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 
-CHUNK = 65536  # bytes: the most that is read at once
-
-
-# One client
+RECV_SIZE = 65536  # bytes: the most that one recv() returns
+QUIT_LINES = (b"q\n", b"q\r\n", b"q")  # the last one without a newline
 
 
-def says_q(line: bytes) -> bool:
-    """Return whether a line, with its newline if it has one, ends the conversation."""
-    return line in (b"q\n", b"q\r\n", b"q")
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    """Return the next size bytes, in however many pieces they arrive.
-
-    Raises ConnectionError if the server closes before.
-    """
-    data = b""
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        if not piece:
-            raise ConnectionError("it closed the connection")
-        data += piece
-    return data
-
+# ---- One client
 
 def talk(sock: socket.socket) -> None:
-    """Talk to the server at the terminal: a line goes out, its echo is printed.
-
-    Raises OSError if the server goes away.
-    """
-    while True:
-        print(">>> ", end="", flush=True)
-        line = sys.stdin.buffer.readline()
-        if not line:  # Ctrl-D
-            print()
-            return
-        if says_q(line):
-            sock.sendall(b"q\n")
-            return
-        sock.sendall(line)
-        sys.stdout.buffer.write(receive(sock, len(line)))
+    """Send each line that is typed, and print its echo. Raises OSError if the server leaves."""
+    encoding = sys.stdin.encoding  # reads text, because in IDLE and Thonny stdin has no bytes
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal, where any byte can be typed
+            stream.reconfigure(errors="surrogateescape")
+    with sock.makefile("rb") as echoes:
+        while True:
+            print(">>> ", end="", flush=True)
+            line = sys.stdin.readline().encode(encoding, "surrogateescape")
+            if not line:  # Ctrl-D
+                print()
+                return
+            if line in QUIT_LINES:
+                sock.sendall(b"q\n")
+                return
+            sock.sendall(line)
+            echo = echoes.read(len(line))  # waits until all of it is there
+            if len(echo) < len(line):
+                raise ConnectionError("closed by the server")
+            print(echo.decode(encoding, "surrogateescape"), end="")
 
 
 def copy(sock: socket.socket) -> None:
-    """Send stdin, up to a line that says q, and meanwhile write what comes back to stdout.
+    """Send stdin, up to a line that is just q, and meanwhile write what comes back to stdout.
 
-    To send it all and then read would be a deadlock: when the buffers on the way are full,
-    neither side reads. So a thread sends. Raises OSError if the server goes away.
+    A thread sends, because no selector can watch a file. To send all and only then read would
+    be a deadlock: as soon as the buffers are full, both sides wait. Raises OSError if lost.
     """
-    sent = received = 0
-    complete = False
+    sent, received, complete, failure = 0, 0, False, ""
 
     def send() -> None:
-        nonlocal sent, complete
-        with open(sys.stdin.fileno(), "rb", closefd=False) as stdin, suppress(OSError):
-            for line in stdin:
-                if says_q(line):
-                    complete = True
-                    sock.sendall(b"q\n")
-                    break
-                sent += len(line)
-                sock.sendall(line)
-            complete = True
+        nonlocal sent, complete, failure
+        at_line_start = True
+        try:
+            # A duplicate: at exit, Python could not close sys.stdin while a thread reads it.
+            with open(os.dup(sys.stdin.fileno()) if sys.stdin else os.devnull, "rb") as stdin:
+                while piece := stdin.readline(RECV_SIZE):  # a long line comes in pieces
+                    if at_line_start and piece in QUIT_LINES:
+                        break
+                    at_line_start = piece.endswith(b"\n")
+                    sent += len(piece)
+                    sock.sendall(piece)
+            complete = True  # said before the q: the server may close at once
+            if piece:  # a q, not the end of stdin
+                sock.sendall(b"q\n")
             sock.shutdown(socket.SHUT_WR)
+        except ConnectionError:
+            pass  # recv() below reports it
+        except OSError as error:
+            failure = f"cannot read stdin: {error}"
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # ends recv() below
 
     threading.Thread(target=send, daemon=True).start()
-    while data := sock.recv(CHUNK):
+    while data := sock.recv(RECV_SIZE):
         received += len(data)
         try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
+            if sys.stdout:  # None if it is closed
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
         except OSError as error:
-            sys.stdout = None  # with what it could not write
-            sys.exit(f"cannot write what came back: {error}")
+            sys.stdout = None  # or Python would try again at exit
+            sys.exit(f"cannot write to stdout: {error}")
+    if failure:
+        sys.exit(failure)
     if not complete or received < sent:
-        raise ConnectionError("it closed the connection")
+        raise ConnectionError("closed by the server")
 
 
-# Many clients at once
+# ---- Many clients at once
 
-DONE, PAUSE = -1, 0  # what a client may want besides the events of its socket
-Steps = Generator[int, None, None]  # a client: does a step, yields what it waits for
+class Client:
+    """One of many clients: sends a message, reads its echo, sends the next; at last says q."""
 
+    def __init__(self, number: int, messages: int, size: int) -> None:
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.events = EVENT_WRITE  # what it waits for: at first, to be connected
+        self.messages, self.size = messages, size
+        self.text = (b"client %d, " % number) * (size // 8 + 2)  # a message is a slice of it
+        self.message = b""  # the last one that was sent; empty after the q
+        self.unsent = memoryview(b"")  # the part of it for which the send buffer had no room
+        self.received = 0  # bytes of its echo
+        self.problem = ""  # "lost" if the connection was, "different" if an echo was
+        self.sent_at = self.first_echo_at = self.closed_at = 0.0  # perf_counter(); 0: not yet
+        self.echo_times: list[float] = []  # seconds from each message to the end of its echo
 
-class Crowd:
-    """Many clients in one process, and what they saw; all times are in seconds."""
-
-    def __init__(self, clients: int, messages: int, size: int, pause: float) -> None:
-        self.clients = clients
-        self.messages = messages
-        self.size = size
-        self.pause = pause
-        self.start = 0.0
-        self.first_echo = [0.0] * clients  # after the start; 0: there was none
-        self.end = [0.0] * clients  # after the start
-        self.echo_times: list[float] = []  # from each message to its echo
-        self.different = 0  # echoes that were not what was sent
-        self.lost = 0  # connections that broke
-
-    def run(self, address: tuple[str, int], progress: bool = False) -> None:
-        """Be all the clients of the server at address, until they are through.
-
-        Raises ConnectionRefusedError if there is no server, and another OSError if this
-        process may not open so many files.
-        """
-        with ExitStack() as stack:
-            selector = stack.enter_context(DefaultSelector())
-            socks = [stack.enter_context(socket.socket()) for _ in range(self.clients)]
-            self.start = time.perf_counter()
-            pausing = deque(  # until when, and who; at first everybody, until now
-                (self.start, sock, self.steps(number, sock, address))
-                for number, sock in enumerate(socks)
-            )
-
-            def go_on(sock: socket.socket, steps: Steps, awaited: int) -> None:
-                """Let a client do its next step, and see that it gets what it wants then."""
-                wanted = next(steps, DONE)
-                if wanted == awaited:
-                    return
-                if awaited != PAUSE:
-                    selector.unregister(sock)
-                if wanted == PAUSE:
-                    pausing.append((time.perf_counter() + self.pause, sock, steps))
-                elif wanted == DONE:
-                    sock.close()
-                else:
-                    selector.register(sock, wanted, (sock, steps, wanted))
-
-            report_at = self.start + 1
-            while pausing or selector.get_map():
-                now = time.perf_counter()
-                while pausing and pausing[0][0] <= now:
-                    _, sock, steps = pausing.popleft()
-                    go_on(sock, steps, PAUSE)
-                if progress and now >= report_at:
-                    report_at = now + 0.2
-                    self.report(now)
-                timeout = min(0.2, pausing[0][0] - now) if pausing else 0.2
-                for key, _ in selector.select(timeout):
-                    go_on(*key.data)
-            if report_at > self.start + 1:
-                print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)
-
-    def steps(self, number: int, sock: socket.socket, address: tuple[str, int]) -> Steps:
-        """Be one of the clients: connect, send the messages, say q, wait for the close."""
-        text = b"client %d, " % number * (self.size // 8 + 2)
+    def on_ready(self) -> bool:
+        """Send what is unsent, then read. True: the next message is due. OSError: no server."""
+        if self.events == EVENT_WRITE:  # it is connected, or could not be
+            if error := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error))
+            return True
+        if self.unsent:  # and then it reads too: until it does, the server may wait
+            self.send()
         try:
-            sock.setblocking(False)
-            with suppress(BlockingIOError):
-                sock.connect(address)
-            yield EVENT_WRITE
-            for count in range(self.messages):
-                if count and self.pause:
-                    yield PAUSE
-                message = text[count % 8 : count % 8 + self.size - 1] + b"\n"
-                sent_at = time.perf_counter()
-                echo = yield from exchange(sock, message)
-                echo_at = time.perf_counter()
-                if echo != message:
-                    self.different += 1
-                    return
-                self.echo_times.append(echo_at - sent_at)
-                if not count:
-                    self.first_echo[number] = echo_at - self.start
-            sock.send(b"q\n")
-            yield EVENT_READ
-            if sock.recv(CHUNK):
-                self.different += 1
-        except ConnectionRefusedError:
-            raise
-        except OSError:
-            self.lost += 1
-        finally:
-            self.end[number] = time.perf_counter() - self.start
-
-    def report(self, now: float) -> None:
-        """Write the line of progress to the terminal, over the one before."""
-        messages = f"{len(self.echo_times)} of {self.clients * self.messages} messages"
-        print(f"\r{now - self.start:.0f} s: {messages} ", end="", file=sys.stderr, flush=True)
-
-    def picture(self, width: int) -> str:
-        """Return the picture, width columns wide: a row a client, time from left to right."""
-        title = ". waits for its first echo   # is served"
-        shown = list(range(self.clients))
-        if self.clients > 20:
-            shown = [round(i * (self.clients - 1) / 19) for i in range(20)]
-            title += f"\n20 of the {self.clients} clients, evenly chosen"
-        seconds = max(self.end)
-        quarter = max(8, (width - 18) // 4)  # columns
-        ticks = "".join(f"{seconds * i / 4:<{quarter}.4g}" for i in range(4))
-        ruler = ("|" + "-" * (quarter - 1)) * 4 + "|"
-        rows = [title, "", f"client  {ticks}{seconds:.4g} s", " " * 8 + ruler]
-        for number in shown:
-            first, end = self.first_echo[number], self.end[number]
-            waits = int((first or end) / seconds * 4 * quarter)
-            served = max(1, round(end / seconds * 4 * quarter) - waits) if first else 0
-            rows.append(f"{number + 1:6}  " + "." * waits + "#" * served)
-        return "\n".join(rows)
-
-    def figures(self) -> str:
-        """Return the number of messages, their rate, and how long an echo took."""
-        count, seconds = len(self.echo_times), max(self.end)
-        lines = [f"{count:,} messages in {seconds:.4g} s: {count / seconds:,.0f} a second"]
-        if count:
-            times = sorted(self.echo_times)
-            lines.append(
-                f"time to an echo: median {statistics.median(times) * 1000:,.2f} ms,"
-                f" 99th percentile {times[count * 99 // 100] * 1000:,.2f} ms,"
-                f" maximum {times[-1] * 1000:,.2f} ms"
-            )
-        return "\n".join(lines)
-
-
-def exchange(sock: socket.socket, message: bytes) -> Generator[int, None, bytes]:
-    """Send a message and return its echo; yield the events to wait for.
-
-    Raises OSError if the connection breaks.
-    """
-    sent = sock.send(message)
-    echo = b""
-    while len(echo) < len(message):
-        yield EVENT_READ if sent == len(message) else EVENT_READ | EVENT_WRITE
-        if sent < len(message):
-            with suppress(BlockingIOError):
-                sent += sock.send(memoryview(message)[sent:])
-        try:
-            data = sock.recv(CHUNK)
+            data = self.sock.recv(RECV_SIZE)
         except BlockingIOError:
-            continue
+            return False
+        except OSError:
+            return self.end("lost")
         if not data:
-            raise ConnectionError("it closed the connection")
-        echo += data
-    return echo
+            return self.end("lost" if self.message else "")
+        if data != self.message[self.received : self.received + len(data)]:
+            return self.end("different")
+        self.received += len(data)
+        if self.received < self.size:
+            return False
+        now = time.perf_counter()
+        self.first_echo_at = self.first_echo_at or now
+        self.echo_times.append(now - self.sent_at)
+        return True
+
+    def send_next(self) -> None:
+        """Send the next message or, after the last one, a q."""
+        start = len(self.echo_times) % 8  # so that two messages in a row differ
+        more = len(self.echo_times) < self.messages
+        self.message = self.text[start : start + self.size - 1] + b"\n" if more else b""
+        self.unsent = memoryview(self.message or b"q\n")
+        self.received = 0
+        self.sent_at = time.perf_counter()
+        self.send()
+
+    def send(self) -> None:
+        """Send as much of what is unsent as fits into the send buffer."""
+        try:
+            self.unsent = self.unsent[self.sock.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.end("lost")
+        self.events = EVENT_READ | EVENT_WRITE if self.unsent else EVENT_READ
+
+    def end(self, problem: str) -> bool:
+        """Note the end and its problem, if any. Returns False: no message is due."""
+        self.closed_at = time.perf_counter()
+        self.problem = problem
+        return False
 
 
-def be_many(address: tuple[str, int], crowd: Crowd) -> None:
-    """Be a crowd at address, and print what it saw.
+def run(clients: list[Client], selector: BaseSelector, host: str, port: int, pause: float) -> float:
+    """Let all clients talk to a server at once. Returns the start time; OSError: no server."""
+    address = socket.getaddrinfo(host, port, socket.AF_INET)[0][4]
+    pausing: deque[tuple[float, Client]] = deque()  # (end of its pause, client), in order
+    start = shown_at = now = time.perf_counter()
+    for client in clients:
+        with suppress(BlockingIOError):
+            client.sock.connect(address)
+        selector.register(client.sock, client.events, client)
+    while selector.get_map():
+        timeout = min(0.2, pausing[0][0] - now) if pausing else 0.2
+        for key, _ in selector.select(timeout):
+            client = key.data
+            if client.on_ready():
+                if pause and 0 < len(client.echo_times) < client.messages:
+                    pausing.append((time.perf_counter() + pause, client))
+                else:
+                    client.send_next()
+            if client.closed_at:
+                selector.unregister(client.sock)
+                client.sock.close()
+            elif client.events != key.events:
+                selector.modify(client.sock, client.events, client)
+        now = time.perf_counter()
+        while pausing and pausing[0][0] <= now:
+            client = pausing.popleft()[1]
+            if not client.closed_at:
+                client.send_next()
+                selector.modify(client.sock, client.events, client)
+        if now > shown_at + 0.5 and sys.stderr and sys.stderr.isatty():
+            shown_at = now
+            done = sum(len(client.echo_times) for client in clients)
+            print(f"{now - start:.0f} s: {done} messages", end="\r", file=sys.stderr, flush=True)
+    return start
 
-    Raises OSError if there is no server. Exits if this process may not open so many files,
-    or, at the end, with status 1 if an echo was wrong or a connection lost.
-    """
+
+def picture(spans: "list[tuple[float, float]]", width: int) -> str:
+    """Return a picture of when the first echo of each client came (0: never), and its end."""
+    title = ". waits for its first echo   # is served"
+    shown = list(range(len(spans)))
+    if len(spans) > 20:
+        shown = [round(i * (len(spans) - 1) / 19) for i in range(20)]
+        title += f"\n20 of the {len(spans)} clients, evenly spaced"
+    seconds = max(end for _, end in spans)
+    quarter = max(8, (width - 18) // 4)  # columns
+    ticks = "".join(f"{seconds * i / 4:<{quarter}.4g}" for i in range(4))
+    ruler = ("|" + "-" * (quarter - 1)) * 4 + "|"
+    rows = [title, "", f"client  {ticks}{seconds:.4g} s", " " * 8 + ruler]
+    for number in shown:
+        first, end = spans[number]
+        waits = int((first or end) / seconds * 4 * quarter)
+        served = max(1, round(end / seconds * 4 * quarter) - waits) if first else 0
+        rows.append(f"{number + 1:6}  " + "." * waits + "#" * served)
+    return "\n".join(rows)
+
+
+def figures(times: list[float], seconds: float) -> str:
+    """Return the number of messages, their rate, and how long an echo took, as a text."""
+    text = f"{len(times):,} messages in {seconds:.4g} s: {len(times) / seconds:,.0f} a second"
+    if times:
+        slow = sorted(times)[math.ceil(len(times) * 0.99) - 1]
+        text += f"\ntime to an echo: median {statistics.median(times) * 1000:,.2f} ms,"
+        text += f" 99th percentile {slow * 1000:,.2f} ms, maximum {max(times) * 1000:,.2f} ms"
+    return text
+
+
+def be_many(args: argparse.Namespace) -> None:
+    """Be many clients at once, and print what they saw. Raises OSError if there is no server."""
     try:
-        crowd.run(address, progress=sys.stderr.isatty())
-    except ConnectionRefusedError:
-        raise
-    except (OSError, ValueError) as error:
-        more = crowd.clients + 50
-        sys.exit(f"cannot be {crowd.clients} clients: {error}; first say: ulimit -n {more}")
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 72
-    print(crowd.picture(width), crowd.figures(), sep="\n\n")
-    if crowd.lost or crowd.different:
-        sys.exit(f"connections lost: {crowd.lost}, echoes that differ: {crowd.different}")
+        selector = DefaultSelector()
+        clients = [Client(i, args.messages, args.size) for i in range(1, args.clients + 1)]
+    except (MemoryError, OSError) as error:
+        more = f"; first run: ulimit -n {args.clients + 50}" if errno.EMFILE in error.args else ""
+        sys.exit(f"cannot be {args.clients} clients: {str(error) or 'out of memory'}{more}")
+    start = run(clients, selector, args.host, args.port, args.pause)
+    spans = [(max(0, client.first_echo_at - start), client.closed_at - start) for client in clients]
+    end = max(end for _, end in spans)
+    times = [seconds for client in clients for seconds in client.echo_times]
+    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 72
+    try:
+        print(picture(spans, width), figures(times, end), sep="\n\n", flush=True)
+    except OSError as error:
+        sys.stdout = None  # or Python would try again at exit
+        sys.exit(f"cannot write to stdout: {error}")
+    problems = [client.problem for client in clients]
+    if any(problems):
+        lost, different = problems.count("lost"), problems.count("different")
+        sys.exit(f"connections lost: {lost}, echoes that differ: {different}")
 
 
-# The command line
-
-
-def port(text: str) -> int:
-    """Return the port number that text says. Raises ValueError."""
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise ValueError(text)
-    return number
-
-
-def count(text: str) -> int:
-    """Return the number, 1 or more, that text says. Raises ValueError."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def seconds(text: str) -> float:
-    """Return the number of seconds, 0 to 3600, that text says. Raises ValueError."""
-    number = float(text)
-    if not 0 <= number <= 3600:
-        raise ValueError(text)
-    return number
-
+# ---- The command line
 
 def main() -> None:
     """Be one client or many, as the command line says."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=argparse.SUPPRESS,  # a mistake gets one line
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="of the server (%(default)s)")
-    parser.add_argument("--port", type=port, default=8088, help="of the server (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="of the server (%(default)s)")
     many = parser.add_argument_group("many clients at once")
-    for option, kind, default, meaning in (
-        ("--clients", count, None, "how many"),
-        ("--messages", count, 100, "that each client sends (%(default)s)"),
-        ("--size", count, 64, "of a message, in bytes (%(default)s)"),
-        ("--pause", seconds, 0, "of a client between its messages, in seconds (%(default)s)"),
-    ):
-        many.add_argument(option, type=kind, default=default, help=meaning)
+    many.add_argument("--clients", type=int, help="how many")
+    many.add_argument("--messages", type=int, default=100, help="each sends so many (%(default)s)")
+    many.add_argument("--size", type=int, default=64, help="bytes of a message (%(default)s)")
+    many.add_argument("--pause", type=float, default=0, help="seconds after an echo (%(default)s)")
     args = parser.parse_args()
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not args.clients
+    most = 512 if sys.platform == "win32" else 10**6  # the limit of select() on Windows
+    limits = {"port": 65535, "clients": most, "messages": 10**9, "size": 10**9, "pause": 3600}
+    for name, value in vars(args).items():
+        low = 0 if name == "pause" else 1
+        if name in limits and value is not None and not low <= value <= limits[name]:
+            parser.error(f"--{name} must be {low} to {limits[name]}")
+    talks = not args.clients and all(file and file.isatty() for file in (sys.stdin, sys.stdout))
+    what = f"no server answers at {args.host}:{args.port}"
+    hint = f"; start one: python select_server.py --port {args.port}"
     try:
         if args.clients:
-            address = socket.gethostbyname(args.host), args.port
-            be_many(address, Crowd(args.clients, args.messages, args.size, args.pause))
+            be_many(args)
         else:
             with socket.create_connection((args.host, args.port)) as sock:
-                talk(sock) if at_terminal else copy(sock)
-    except (OSError, UnicodeError) as error:
-        hint = f"start one: python select_server.py --port {args.port}"
-        sys.exit(f"no server answers at {args.host}:{args.port}: {error}; {hint}")
+                what, hint = f"connection to {args.host}:{args.port} lost", ""
+                talk(sock) if talks else copy(sock)
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        if not at_terminal:
-            sys.exit(130)  # cut short
+        sys.exit(0 if talks else 130)  # 130: cut short
+    except (OSError, UnicodeError) as error:
+        sys.exit(f"{what}: {error}{hint}")
 
 
 if __name__ == "__main__":
