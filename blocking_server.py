@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="do not log")
     parser.add_argument("--threads", type=int, default=1, help="clients at once (%(default)s)")
     args = parser.parse_args()
-    if args.threads < 1:
-        parser.error("--threads must be 1 or more")
+    if not 1 <= args.threads <= 1000:
+        parser.error("--threads must be from 1 to 1000")
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # else Ctrl-C waits until a client comes (cpython issue 85609)

@@ -24,6 +24,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 
 RECV_SIZE = 65536  # bytes: the most that one recv() returns
 QUIT_LINES = (b"q\n", b"q\r\n", b"q")  # the last one without a newline
+Address = tuple[str, int]  # a host and a port
 
 
 # ---- One client
@@ -52,11 +53,9 @@ def talk(sock: socket.socket) -> None:
 
 
 def copy(sock: socket.socket) -> None:
-    """Send stdin, up to a line that is just q, and meanwhile write what comes back to stdout.
-
-    A thread sends, because no selector can watch a file. To send all and only then read would
-    be a deadlock: as soon as the buffers are full, both sides wait. Raises OSError if lost.
-    """
+    """Send stdin, up to a line that is just q, and write what comes back. Raises OSError."""
+    # A thread sends, because no selector can watch a file. To send everything and only then
+    # read would be a deadlock: as soon as the buffers are full, both sides wait.
     sent, received, complete, failure = 0, 0, False, ""
 
     def send() -> None:
@@ -86,11 +85,9 @@ def copy(sock: socket.socket) -> None:
     while data := sock.recv(RECV_SIZE):
         received += len(data)
         try:
-            if sys.stdout:  # None if it is closed
-                sys.stdout.buffer.write(data)
-                sys.stdout.flush()
+            while data and sys.stdout:  # None if it is closed
+                data = data[os.write(sys.stdout.fileno(), data) :]
         except OSError as error:
-            sys.stdout = None  # or Python would try again at exit
             sys.exit(f"cannot write to stdout: {error}")
     if failure:
         sys.exit(failure)
@@ -119,7 +116,8 @@ class Client:
     def on_ready(self) -> bool:
         """Send what is unsent, then read. True: the next message is due. OSError: no server."""
         if self.events == EVENT_WRITE:  # it is connected, or could not be
-            if error := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error not in (0, errno.ECONNRESET):
                 raise OSError(error, os.strerror(error))
             return True
         if self.unsent:  # and then it reads too: until it does, the server may wait
@@ -169,14 +167,13 @@ class Client:
         return False
 
 
-def run(clients: list[Client], selector: BaseSelector, host: str, port: int, pause: float) -> float:
+def run(clients: list[Client], selector: BaseSelector, server: Address, pause: float) -> float:
     """Let all clients talk to a server at once. Returns the start time; OSError: no server."""
-    address = socket.getaddrinfo(host, port, socket.AF_INET)[0][4]
     pausing: deque[tuple[float, Client]] = deque()  # (end of its pause, client), in order
     start = shown_at = now = time.perf_counter()
     for client in clients:
         with suppress(BlockingIOError):
-            client.sock.connect(address)
+            client.sock.connect(server)
         selector.register(client.sock, client.events, client)
     while selector.get_map():
         timeout = min(0.2, pausing[0][0] - now) if pausing else 0.2
@@ -213,7 +210,7 @@ def picture(spans: "list[tuple[float, float]]", width: int) -> str:
         shown = [round(i * (len(spans) - 1) / 19) for i in range(20)]
         title += f"\n20 of the {len(spans)} clients, evenly spaced"
     seconds = max(end for _, end in spans)
-    quarter = max(8, (width - 18) // 4)  # columns
+    quarter = max(10, (width - 18) // 4)  # columns
     ticks = "".join(f"{seconds * i / 4:<{quarter}.4g}" for i in range(4))
     ruler = ("|" + "-" * (quarter - 1)) * 4 + "|"
     rows = [title, "", f"client  {ticks}{seconds:.4g} s", " " * 8 + ruler]
@@ -237,13 +234,14 @@ def figures(times: list[float], seconds: float) -> str:
 
 def be_many(args: argparse.Namespace) -> None:
     """Be many clients at once, and print what they saw. Raises OSError if there is no server."""
+    address = socket.gethostbyname(args.host), args.port
     try:
         selector = DefaultSelector()
         clients = [Client(i, args.messages, args.size) for i in range(1, args.clients + 1)]
     except (MemoryError, OSError) as error:
         more = f"; first run: ulimit -n {args.clients + 50}" if errno.EMFILE in error.args else ""
         sys.exit(f"cannot be {args.clients} clients: {str(error) or 'out of memory'}{more}")
-    start = run(clients, selector, args.host, args.port, args.pause)
+    start = run(clients, selector, address, args.pause)
     spans = [(max(0, client.first_echo_at - start), client.closed_at - start) for client in clients]
     end = max(end for _, end in spans)
     times = [seconds for client in clients for seconds in client.echo_times]
@@ -290,7 +288,8 @@ def main() -> None:
                 what, hint = f"connection to {args.host}:{args.port} lost", ""
                 talk(sock) if talks else copy(sock)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        if sys.stderr:
+            print(file=sys.stderr)
         sys.exit(0 if talks else 130)  # 130: cut short
     except (OSError, UnicodeError) as error:
         sys.exit(f"{what}: {error}{hint}")
