@@ -387,6 +387,12 @@ class EveryServer(ServerTest):
             for word in words:
                 self.assertIn(word, output)
 
+    def test_no_delay(self) -> None:
+        """Small replies go out at once: the socket of a client has TCP_NODELAY."""
+        server = self.start("--quiet", prelude=SHOW_NO_DELAY)
+        self.hello(server)
+        server.wait_for_log(b"TCP_NODELAY True")
+
     def test_log(self) -> None:
         """The log has a line for each event, with milliseconds, and no byte of a client raw."""
         server, expected = self.start(), ""
@@ -516,7 +522,9 @@ class ManyAtOnce(EveryServer):
             server.wait_for_log(rf"full \(\[Errno {getattr(errno, error)}\]".encode())
             self.assert_echo(inside, b"still inside\n")
             inside.close()
+            closed = time.monotonic()
             self.assertEqual(receive(waits, 6), b"waits\n")
+            self.assertLess(time.monotonic() - closed, 0.5)
             inside = waits
         socks = [self.hello(server) for _ in range(3)]
         self.assertEqual(server.log().count(b"full ("), len(errors))
@@ -1499,6 +1507,14 @@ def count(frame, event, function):
         calls[function.__name__] += 1
 atexit.register(lambda: (sys.setprofile(None), print(dict(calls), file=sys.stderr)))
 sys.setprofile(count)
+"""
+SHOW_NO_DELAY = """
+import socket, sys
+def show(sock, size, recv=socket.socket.recv):
+    no_delay = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    print("TCP_NODELAY", no_delay > 0, file=sys.stderr)
+    return recv(sock, size)
+socket.socket.recv = show
 """
 SHOW_ADDRESS = """
 import socket
