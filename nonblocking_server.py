@@ -51,7 +51,7 @@ def serve(listener: socket.socket, interval: float) -> None:
         idle = True
         if not full:
             try:
-                if new := accept(listener):
+                if new := accept(listener):  # None if no client waits
                     connections.append(new)
                     idle = False
             except OSError as error:
@@ -61,7 +61,7 @@ def serve(listener: socket.socket, interval: float) -> None:
                 else:
                     time.sleep(1)  # a shortage can pass: try again
         for connection in list(connections):
-            if connection.on_ready():  # asks the kernel
+            if connection.on_ready():  # False if recv() or send() raised BlockingIOError
                 idle = False
             if connection.closed:
                 connections.remove(connection)
@@ -69,7 +69,7 @@ def serve(listener: socket.socket, interval: float) -> None:
                 log.info("%s: closed (%s)", connection.name, connection.closed)
                 full = False
         if idle and interval:
-            time.sleep(interval)
+            time.sleep(interval)  # data that arrives now has to wait
 
 
 # ---- A client: the same in nonblocking, select, epoll and selectors

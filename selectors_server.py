@@ -40,8 +40,8 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
 
     def on_accept(_key: selectors.SelectorKey) -> None:  # called when the listener is readable
         try:
-            if isinstance(selector, selectors.SelectSelector):
-                with socket.socket() as probe:  # gets the number that new will get
+            if isinstance(selector, selectors.SelectSelector):  # it cannot watch 1024 and above
+                with socket.socket() as probe:  # gets the file descriptor that new will get
                     select.select([*selector.get_map(), probe.fileno()], [], [], 0)
             if new := accept(listener):
                 selector.register(new.sock, selectors.EVENT_READ, lambda key: on_client(new, key))
@@ -52,7 +52,7 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
             else:
                 time.sleep(1)  # a shortage can pass: try again
 
-    def on_client(connection: Connection, key: selectors.SelectorKey) -> None:
+    def on_client(connection: Connection, key: selectors.SelectorKey) -> None:  # it is ready
         connection.on_ready()
         # A socket is nearly always writable: its send buffer has room. If the selector watched
         # all of them for that, it would never wait. So only those with unsent bytes.

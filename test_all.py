@@ -1,6 +1,6 @@
 """Tests of the six echo servers and of their client; with --benchmark, their measurement.
 
-    python test_all.py                              everything, in less than a minute
+    python test_all.py                              everything, in about a minute
     python test_all.py -v                           and says what it checks
     python test_all.py EpollServer                  one server
     python test_all.py EpollServer.test_half_close  one test
