@@ -279,7 +279,7 @@ class EveryServer(ServerTest):
         said = time.monotonic()
         sock.sendall(b"q\nmore")
         self.assertEqual(read_to_end(sock), b"")
-        self.assertLess(time.monotonic() - said, 0.5)
+        self.assertLess(time.monotonic() - said, 0.9)
         sock.sendall(b"and more")  # is read, and ignored
         self.assert_echo(other, b"other\n")
         self.assert_rests(server)
@@ -526,7 +526,7 @@ class ManyAtOnce(EveryServer):
             inside.close()
             closed = time.monotonic()
             self.assertEqual(receive(waits, 6), b"waits\n")
-            self.assertLess(time.monotonic() - closed, 0.5)
+            self.assertLess(time.monotonic() - closed, 0.9)
             inside = waits
         socks = [self.hello(server) for _ in range(3)]
         self.assertEqual(server.log().count(b"full ("), len(errors))
