@@ -195,6 +195,10 @@ class ServerTest(unittest.TestCase):
         for sock in inside:
             self.assertEqual(receive(sock, 6), b"hello\n")
             self.assert_echo(sock, b"still inside\n")
+        inside.pop().close()  # one leaves, and the next one is served
+        self.assertEqual(receive(waiting[0], 6), b"hello\n")
+        inside.append(waiting.pop(0))
+        self.assert_rests(server)
         for sock in inside:  # they leave, and as many of the next ones are served
             sock.close()
         for sock in waiting:
@@ -280,7 +284,9 @@ class EveryServer(ServerTest):
         sock.sendall(b"q\nmore")
         self.assertEqual(read_to_end(sock), b"")
         self.assertLess(time.monotonic() - said, 0.9)
-        sock.sendall(b"and more")  # is read, and ignored
+        for _ in range(3):
+            sock.sendall(b"and more")  # is read and ignored, and does not cause a reset
+            self.assertEqual(sock.recv(1), b"")
         self.assert_echo(other, b"other\n")
         self.assert_rests(server)
         other.close()
@@ -362,8 +368,10 @@ class EveryServer(ServerTest):
 
     def test_accept_fails(self) -> None:
         """A shortage costs a second if no client can leave; a client that has gone, nothing."""
-        plan = ["EMFILE", None, "ECONNABORTED", None, "EPROTO", None, "no address", None]
+        plan = [None, "EMFILE", None, "ECONNABORTED", None, "EPROTO", None, "no address", None]
         server = self.start(prelude=FAULTY_ACCEPT % plan)
+        self.assert_serves(server)
+        server.wait_for_log(b": closed")  # no client is inside now
         start = time.monotonic()
         self.assert_serves(server)
         self.assertGreater(time.monotonic() - start, 0.5)
