@@ -84,7 +84,7 @@ async def handle_client(sock: socket.socket, name: str) -> None:
                 await asyncio.sleep(0)  # lets the others run: an await on a ready socket does not
             # Half-close: shutdown() ends our direction only. The client gets every reply, then
             # the end of stream, and closes. After close(), what it still sends would cause a
-            # reset: the kernel breaks the connection off, and replies on their way are lost.
+            # reset: the kernel breaks the connection off; replies on their way can be lost.
             sock.shutdown(socket.SHUT_WR)
             while await loop.sock_recv(sock, RECV_SIZE):
                 await asyncio.sleep(0)

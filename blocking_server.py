@@ -63,7 +63,7 @@ def handle_client(sock: socket.socket, name: str) -> None:
             sock.sendall(conversation.reply(data))  # waits while its send buffer is full
         # Half-close: shutdown() ends our direction only. The client gets every reply, then
         # the end of stream, and closes. After close(), what it still sends would cause a
-        # reset: the kernel breaks the connection off, and replies on their way are lost.
+        # reset: the kernel breaks the connection off; replies on their way can be lost.
         sock.shutdown(socket.SHUT_WR)
         sock.settimeout(1)  # a client that stays silent now keeps the next one waiting
         while sock.recv(RECV_SIZE):

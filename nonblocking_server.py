@@ -103,7 +103,7 @@ class Connection:
             if self.conversation.finished and not self.unsent:
                 # Half-close: shutdown() ends our direction only. The client gets every reply, then
                 # the end of stream, and closes. After close(), what it still sends would cause a
-                # reset: the kernel breaks the connection off, and replies on their way are lost.
+                # reset: the kernel breaks the connection off; replies on their way can be lost.
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             return False

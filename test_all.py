@@ -436,7 +436,7 @@ class EveryServer(ServerTest):
 
     @POSIX
     def test_cannot_go_on(self) -> None:
-        """An error of the system, or a stdout that nobody reads, ends it with one line."""
+        """An error of the system, or a stdout that cannot be written to, ends it with one line."""
         fault = "import socket\nsocket.socket.setsockopt = lambda *_: open('no such file')"
         self.assert_refused(message="no such file", prelude=fault)
         reader, writer = os.pipe()
@@ -538,7 +538,7 @@ class ManyAtOnce(EveryServer):
             inside = waits
         socks = [self.hello(server) for _ in range(3)]
         self.assertEqual(server.log().count(b"full ("), len(errors))
-        self.connect(server)  # from now on, accept fails for ever
+        self.connect(server)  # from now on, accept always fails
         for sock in socks * 7:
             self.assert_echo(sock, b"still there?\n")
         self.assert_stops(server, at_work=True)
