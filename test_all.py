@@ -1491,8 +1491,9 @@ import errno, select, socket
 accept, plan = socket.socket.accept, iter(%s)
 def faulty(listener):
     "Do what the plan says about each client that waits: accept it (None), or fail."
-    waits = select.select([listener], [], [], None if listener.getblocking() else 0)[0]
-    fault = next(plan, None) if waits else None
+    if not select.select([listener], [], [], None if listener.getblocking() else 0)[0]:
+        raise BlockingIOError(errno.EAGAIN, "no client waits")
+    fault = next(plan, None)
     if fault == "no address":
         return accept(listener)[0], None
     if fault:
@@ -1612,7 +1613,10 @@ class Process:
 
     def wait_for_log(self, pattern: bytes) -> None:
         """Wait until a line there matches. Raises AssertionError at the deadline."""
-        eventually(lambda: re.search(pattern, self.log()), f"{pattern!r} in {self.log()[-500:]!r}")
+        try:
+            eventually(lambda: re.search(pattern, self.log()), repr(pattern))
+        except AssertionError as error:
+            raise AssertionError(f"{error} in {self.log()[-500:]!r}") from None
 
     def expect(self, text: bytes) -> None:
         """Wait until it has said the text, right after what has been expected before."""
