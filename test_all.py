@@ -338,11 +338,11 @@ class EveryServer(ServerTest):
 
     @LINUX
     def test_no_leak(self) -> None:
-        """2,000 clients come and go, and leave no descriptor and, with --quiet, no line behind."""
+        """1,000 clients come and go, and leave no descriptor and, with --quiet, no line behind."""
         server = self.start("--quiet")
         with self.hello(server):
             before = server.descriptors() - 1
-        for _ in range(500):
+        for _ in range(250):
             self.assert_serves(server)
             with server.connect() as sock:
                 sock.sendall(b"q\n")
@@ -428,7 +428,6 @@ class EveryServer(ServerTest):
             ("--port=65536", "65536"),
             ("--host=192.0.2.1", "192.0.2.1"),
             ("--host=\udcff", "surrogates"),
-            ("--nonsense", "--nonsense"),
             *self.mistakes,
         ):
             with self.subTest(option=option):
@@ -638,10 +637,10 @@ class NonblockingServer(ManyAtOnce):
 
     def test_no_sleep_at_work(self) -> None:
         """It sleeps only after a round in which no socket was ready."""
-        server = self.start("--interval", "0.5", "--quiet")
+        server = self.start("--interval", "0.2", "--quiet")
         start = time.monotonic()
         exchange(self.connect(server), b"x" * 1_000_000)  # 16 reads and more
-        self.assertLess(time.monotonic() - start, 4)
+        self.assertLess(time.monotonic() - start, 1.6)
 
 
 class SelectServer(ManyAtOnce):
@@ -864,6 +863,7 @@ class ClientTest(ServerTest):
         """Return client.py and each of its connections to us: the test is the server."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(DEADLINE)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             process = self.run_client(listener.getsockname()[1], *options, **more)
             socks = [listener.accept()[0] for _ in range(clients)]
         for sock in socks:
@@ -988,7 +988,7 @@ class ClientInPipe(ClientTest):
         """A mistake gets a message that names it."""
         for mistake in (
             *("--port=65536", "--port=0", "--clients=0", "--clients=100000000000", "--messages=x"),
-            *("--size=-1", "--size=1000000000000000", "--pause=nan", "--nonsense"),
+            *("--size=-1", "--size=1000000000000000", "--pause=nan"),
         ):
             with self.subTest(mistake=mistake), mock.patch("sys.argv", ["client.py", mistake]):
                 said = io.StringIO()
@@ -1312,7 +1312,7 @@ class Readme(unittest.TestCase):
         exercises = re.findall(row, self.text)
         self.assertGreaterEqual(len(exercises), 10)
         self.assertLessEqual({path.name for path in SCRIPTS.values()}, {x[0] for x in exercises})
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(6) as pool:
             results = list(pool.map(self.run_broken, exercises))
         for (script, old, _, none, _), (status, text) in zip(exercises, results):
             with self.subTest(script=script, old=old):
@@ -1329,7 +1329,7 @@ class Readme(unittest.TestCase):
                 if path.name == script:
                     self.assertEqual(text.count(old), 1, f"{old} in {script}")
                     text = text.replace(old, new)
-                text = text.replace("DEADLINE = 10.0", "DEADLINE = 3.0")
+                text = text.replace("DEADLINE = 10.0", "DEADLINE = 2.0")
                 Path(folder, path.name).write_text(text, encoding="utf-8")
             process = Process(Path(folder, "test_all.py"), test)
             self.addCleanup(process.kill)
