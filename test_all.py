@@ -258,7 +258,7 @@ class EveryServer(ServerTest):
         """After the end of the client's stream, all that is unsent still comes."""
         data = random.Random(2).randbytes(1_000_000).replace(b"\nq", b"\n-") + b"."
         with self.server.connect() as sock:
-            [sent] = flood([sock], data)
+            [sent] = self.server.flood([sock], data)
             sock.shutdown(socket.SHUT_WR)
             echo = read_to_end(sock)
         self.assertEqual(len(echo), sent)
@@ -270,7 +270,7 @@ class EveryServer(ServerTest):
         for before in (b"one\ntwo\n", data):
             text = before + b"q\n" + data[:1_000_000]
             with self.subTest(before=len(before)), self.server.connect() as sock:
-                [sent] = flood([sock], text, len(text))
+                [sent] = self.server.flood([sock], text, len(text))
                 with in_thread(sock, sock.sendall, text[sent:]):
                     echo = read_to_end(sock)
                     sock.shutdown(socket.SHUT_RDWR)
@@ -306,7 +306,7 @@ class EveryServer(ServerTest):
             reset(early)
         reset(self.hello(server))
         greedy = self.hello(server)
-        flood([greedy], b"x" * 65536)
+        server.flood([greedy], b"x" * 65536)
         reset(greedy)
         self.assert_serves(server)
         eventually(lambda: server.log().count(b": closed (") == 4, "four clients gone")
@@ -321,7 +321,7 @@ class EveryServer(ServerTest):
         for sock in socks:
             self.assert_echo(sock, b"x" * 200_000)
         before = server.memory()
-        flood(socks, b"x" * 65536)
+        server.flood(socks, b"x" * 65536)
         self.assert_rests(server)
         self.assertLess(server.memory() - before, (len(socks) * 128 + 1024) * 1024)
         if not self.one_at_a_time:
@@ -331,7 +331,7 @@ class EveryServer(ServerTest):
     def test_reads_late(self) -> None:
         """When a slow client has read everything, it is as any other: served, and at no CPU."""
         sock = self.connect()
-        [sent] = flood([sock], b"x" * 65536)
+        [sent] = self.server.flood([sock], b"x" * 65536)
         self.assertEqual(len(receive(sock, sent)), sent)
         self.assert_echo(sock, b"hello\n")
         self.assert_rests(self.server)
@@ -477,7 +477,7 @@ class EveryServer(ServerTest):
         """Ctrl-C ends it at once, however much is on its way."""
         server = self.start("--quiet")
         busy, stuck = self.hello(server), self.connect(server)
-        flood([stuck], b"x" * 65536)
+        server.flood([stuck], b"x" * 65536)
         before = server.cpu()
         with in_thread(busy, exchange, busy, bytes(1 << 28)):
             eventually(lambda: server.cpu() > before + 0.05, "the server at work")
@@ -496,7 +496,7 @@ class ManyAtOnce(EveryServer):
         server = self.start()
         busy, other = self.hello(server), self.hello(server)
         with server.stopped():
-            flood([busy], b"x" * 65536)
+            server.flood([busy], b"x" * 65536)
             waiting = [self.connect(server) for _ in range(1024)]  # as many as the backlog takes
             other.sendall(b"my turn\n")
         self.assertEqual(receive(other, 8), b"my turn\n")
@@ -707,7 +707,7 @@ class SelectorsServer(TenThousand):
                 server = self.start("--quiet", "--selector", name)
                 self.assertIn(f"({kind})", server.line)
                 _silent, sock = self.connect(server), self.connect(server)
-                [sent] = flood([sock], b"x" * 65536)
+                [sent] = server.flood([sock], b"x" * 65536)
                 self.assert_rests(server)
                 self.assert_serves(server)
                 self.assertEqual(len(receive(sock, sent)), sent)
@@ -1625,6 +1625,8 @@ class Process:
 
     def state(self) -> str:
         """Return the kernel's letter for what it does: R if it runs, or would; S if it sleeps."""
+        if sys.platform != "linux":
+            return "S"  # as far as we can know
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
 
     def wait_for_rest(self) -> None:
@@ -1632,8 +1634,7 @@ class Process:
 
         Of a signal in the microsecond before such a call, Python learns only after it.
         """
-        if sys.platform == "linux":
-            eventually(lambda: self.state() == "S", "a process that sleeps")
+        eventually(lambda: self.state() == "S", "a process that sleeps")
 
     def send(self, data: bytes) -> None:
         """Write data to its stdin, or type it."""
@@ -1691,6 +1692,27 @@ class Server(Process):
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
+
+    def flood(self, socks: list[socket.socket], data: bytes, most: int = 1 << 28) -> list[int]:
+        """Send it data again and again on each connection, without reading, until nothing goes.
+
+        Returns how many bytes were sent on each, which are at most so many.
+        """
+        sent, went = dict.fromkeys(socks, 0), time.monotonic()
+        for sock in socks:
+            sock.setblocking(False)
+        while open_ones := [sock for sock in socks if sent[sock] < most]:
+            ready = select.select([], open_ones, [], 0.05)[1]
+            if ready:
+                went = time.monotonic()
+            elif self.state() != "R" or time.monotonic() > went + 1:  # else it waits for a core
+                break
+            for sock in ready:
+                with contextlib.suppress(BlockingIOError):
+                    sent[sock] += sock.send(memoryview(data)[sent[sock] % len(data) :])
+        for sock in socks:
+            sock.settimeout(DEADLINE)
+        return list(sent.values())
 
     def descriptors(self) -> int:
         """Return how many file descriptors it has open."""
@@ -1780,26 +1802,6 @@ def reset(sock: socket.socket) -> None:
     """Close a connection with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-def flood(socks: list[socket.socket], data: bytes, most: int = 1 << 28) -> list[int]:
-    """Send data again and again on each connection, without reading, until nothing goes.
-
-    Returns how many bytes were sent on each, which are at most so many.
-    """
-    sent = dict.fromkeys(socks, 0)
-    for sock in socks:
-        sock.setblocking(False)
-    while open_ones := [sock for sock in socks if sent[sock] < most]:
-        ready = select.select([], open_ones, [], 0.05)[1]
-        if not ready:
-            break
-        for sock in ready:
-            with contextlib.suppress(BlockingIOError):
-                sent[sock] += sock.send(memoryview(data)[sent[sock] % len(data) :])
-    for sock in socks:
-        sock.settimeout(DEADLINE)
-    return list(sent.values())
 
 
 def cuts(text: bytes) -> Iterator[list[bytes]]:
