@@ -1145,11 +1145,13 @@ class ClientMany(ClientTest):
 
     def test_measures(self) -> None:
         """The times that it prints are those that a clock shows."""
-        start = time.monotonic()
+        start, times = time.monotonic(), []
         process, sock = self.meet("--clients=1", "--messages=4", "--pause=0.1")
         while (line := read_line(sock)) != b"q\n":
+            times.append(time.monotonic())
             time.sleep(0.05)  # the time to an echo
             sock.sendall(line)
+            times[-1] = time.monotonic() - times[-1]
         sock.close()
         text = process.output().decode()
         elapsed = time.monotonic() - start
@@ -1157,7 +1159,7 @@ class ClientMany(ClientTest):
         seconds, rate, median = map(float, found)
         self.assertTrue(4 * 0.05 + 3 * 0.1 < seconds < elapsed, text)
         self.assertAlmostEqual(rate, 4 / seconds, delta=0.5)
-        self.assertTrue(50 <= median < 100, text)
+        self.assertAlmostEqual(median, statistics.median(times) * 1000, delta=40)
         [(_, dots, end)] = self.spans(text.encode())
         self.assertTrue(1 <= dots < end / 2, text)
 
@@ -1207,7 +1209,7 @@ class ClientMany(ClientTest):
     @POSIX
     def test_progress(self) -> None:
         """A longer run shows its progress at a terminal, and only there."""
-        options = ("--clients=2", "--messages=3", "--pause=0.4")
+        options = ("--clients=2", "--messages=3", "--pause=0.35")
         process = self.run_client(self.server.port, *options)
         terminal = self.run_client(self.server.port, *options, terminal=True)
         terminal.expect(b"1 s: 4 messages\r")
@@ -1464,10 +1466,10 @@ class Benchmark(unittest.TestCase):
         runs = [Run([1.0], seconds, 0) for seconds in (3.0, 1.0, 2.0)]
         with mock.patch(f"{__name__}.run_clients", side_effect=runs):
             self.assertEqual(measure(server, 1, 0.1).seconds, 2.0)
-        self.assertLess(idle_cpu(server, 0.2), 0.2)
+        self.assertLess(idle_cpu(server, 0.2), 0.1)
         polls = Server(SCRIPTS["nonblocking"], "--interval", "0", "--quiet")  # and never sleeps
         self.addCleanup(polls.kill)
-        self.assertGreater(idle_cpu(polls, 0.3), 0.3)
+        self.assertGreater(idle_cpu(polls, 0.3), 0.15)
 
     def test_benchmark(self) -> None:
         """The table has a head, and a row for each server."""
