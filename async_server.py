@@ -11,11 +11,13 @@ paused, the event loop runs the others. (A task is a coroutine that the event lo
       |                      recv(B) ------------->  copies the data  -    -    -     (2)
     data <-----------------  resumes the coroutine
 
-On Linux and macOS the event loop does both: (1) waiting for data, with a selector, and
-(2) copying it. On Windows (IOCP) the kernel does both, and then reports that it is done:
-this is asynchronous I/O in the strict sense. The coroutine is the same.
+On Linux and macOS the event loop does (1) waiting for data, with a selector, and then
+(2) copying it, with recv(). On Windows (I/O completion ports) it asks the kernel for both,
+and the kernel reports when the data has been copied: this is asynchronous I/O in the strict
+sense. The coroutine is the same.
 
-Cost: the event loop's bookkeeping and more system calls, so more CPU time for a message.
+Cost: more CPU time for a message. The event loop tries recv() first; if there is no data, it
+adds the socket to its selector, waits, removes it, and calls recv() again.
 
     python async_server.py              and in a second terminal: python client.py
     Model 4, signal-driven I/O, is rarely used: the README shows it.
@@ -42,7 +44,7 @@ async def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket, each in a task of its own, without end."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[None]] = set()  # the event loop itself does not keep them alive
     client_left = asyncio.Event()
 
     def on_done(task: asyncio.Task[None]) -> None:
@@ -53,14 +55,14 @@ async def serve(listener: socket.socket) -> None:
     while True:
         await asyncio.sleep(0)  # lets the clients' tasks run, even if accepting never waits
         try:
-            sock, address = await loop.sock_accept(listener)
+            sock, address = await loop.sock_accept(listener)  # sock is non-blocking
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 log.info("full (%s): the next clients wait in the backlog", error)
                 client_left.clear()
                 await (client_left.wait() if tasks else asyncio.sleep(1))
             continue  # any other error: that client has gone
-        if not address:  # macOS: None after a reset
+        if not address:  # macOS: None if that client has gone
             sock.close()
             continue
         task = loop.create_task(handle_client(sock, "{}:{}".format(*address)))
@@ -99,13 +101,13 @@ class Conversation:
     """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read before: TCP can cut a line anywhere
+        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
         self.cut = False  # True if the last read filled the buffer: it may have cut a message
         self.finished = False  # True after a q
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # from a client that sends no newlines
+        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
             self.finished = True
             return b""
         text = self.tail + data
@@ -113,7 +115,7 @@ class Conversation:
         if quit_line:
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # where a quit line can begin that the next read completes
+        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
         self.cut = len(data) == RECV_SIZE
         return data
 
@@ -125,8 +127,8 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="do not log")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="do not log clients")
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)

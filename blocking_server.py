@@ -39,14 +39,14 @@ def serve(listener: socket.socket) -> None:
     """Serve the clients of a listening socket, one after another, without end."""
     while True:
         try:
-            sock, address = listener.accept()  # waits for a client
+            sock, address = listener.accept()  # waits for a client; sock is new, for it alone
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 log.info("full (%s): the next clients wait in the backlog", error)
                 time.sleep(1)  # a shortage can pass: try again
             continue  # any other error: that client has gone
         with sock:
-            if address:  # macOS: None after a reset
+            if address:  # macOS: None if that client has gone
                 handle_client(sock, "{}:{}".format(*address))
 
 
@@ -58,7 +58,7 @@ def handle_client(sock: socket.socket, name: str) -> None:
         while not conversation.finished:
             data = sock.recv(RECV_SIZE)  # waits for data, copies it
             log.info("%s: read %d bytes: %r", name, len(data), data[:50])
-            if not data:
+            if not data:  # the end of its stream
                 break
             sock.sendall(conversation.reply(data))  # waits while its send buffer is full
         # Half-close: shutdown() ends our direction only. The client gets every reply, then
@@ -69,7 +69,7 @@ def handle_client(sock: socket.socket, name: str) -> None:
         while sock.recv(RECV_SIZE):
             pass
         log.info("%s: closed (%s)", name, "quit" if conversation.finished else "end of stream")
-    except OSError as error:  # a reset: the client has broken the connection off
+    except OSError as error:  # a reset by the client, or its second of silence is over
         log.info("%s: closed (%s)", name, error)
 
 
@@ -79,13 +79,13 @@ class Conversation:
     """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read before: TCP can cut a line anywhere
+        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
         self.cut = False  # True if the last read filled the buffer: it may have cut a message
         self.finished = False  # True after a q
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # from a client that sends no newlines
+        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
             self.finished = True
             return b""
         text = self.tail + data
@@ -93,7 +93,7 @@ class Conversation:
         if quit_line:
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # where a quit line can begin that the next read completes
+        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
         self.cut = len(data) == RECV_SIZE
         return data
 
@@ -105,8 +105,8 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="do not log")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="do not log clients")
     parser.add_argument("--threads", type=int, default=1, help="clients at once (%(default)s)")
     args = parser.parse_args()
     if not 1 <= args.threads <= 1000:

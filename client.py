@@ -54,7 +54,7 @@ def talk(sock: socket.socket) -> None:
 
 def copy(sock: socket.socket) -> None:
     """Send stdin, up to a line that is just q, and write what comes back. Raises OSError."""
-    # A thread sends, because no selector can watch a file. To send everything and only then
+    # A thread sends, because not every selector can watch a file. To send everything and only then
     # read would be a deadlock: as soon as the buffers are full, both sides wait.
     sent, received, complete, failure = 0, 0, False, ""
 
@@ -70,7 +70,7 @@ def copy(sock: socket.socket) -> None:
                     at_line_start = piece.endswith(b"\n")
                     sent += len(piece)
                     sock.sendall(piece)
-            complete = True  # said before the q: the server may close at once
+            complete = True  # set before the q: the server may close at once
             if piece:  # a q, not the end of stdin
                 sock.sendall(b"q\n")
             sock.shutdown(socket.SHUT_WR)
@@ -98,7 +98,7 @@ def copy(sock: socket.socket) -> None:
 # ---- Many clients at once
 
 class Client:
-    """One of many clients: sends a message, reads its echo, sends the next; at last says q."""
+    """One of many clients: sends a message, reads its echo, sends the next; at last a q."""
 
     def __init__(self, number: int, messages: int, size: int) -> None:
         self.sock = socket.socket()
@@ -109,18 +109,18 @@ class Client:
         self.message = b""  # the last one that was sent; empty after the q
         self.unsent = memoryview(b"")  # the part of it for which the send buffer had no room
         self.received = 0  # bytes of its echo
-        self.problem = ""  # "lost" if the connection was, "different" if an echo was
+        self.problem = ""  # "lost" (the connection) or "different" (an echo)
         self.sent_at = self.first_echo_at = self.closed_at = 0.0  # perf_counter(); 0: not yet
         self.echo_times: list[float] = []  # seconds from each message to the end of its echo
 
     def on_ready(self) -> bool:
-        """Send what is unsent, then read. True: the next message is due. OSError: no server."""
-        if self.events == EVENT_WRITE:  # it is connected, or could not be
+        """Send, then read. Returns True if a message is due. Raises OSError without a server."""
+        if self.events == EVENT_WRITE:  # it is connected, or was refused
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error not in (0, errno.ECONNRESET):
                 raise OSError(error, os.strerror(error))
             return True
-        if self.unsent:  # and then it reads too: until it does, the server may wait
+        if self.unsent:  # then reads: until it does, the server may not read either
             self.send()
         try:
             data = self.sock.recv(RECV_SIZE)
@@ -202,7 +202,7 @@ def run(clients: list[Client], selector: BaseSelector, server: Address, pause: f
     return start
 
 
-def picture(spans: "list[tuple[float, float]]", width: int) -> str:
+def picture(spans: list[tuple[float, float]], width: int) -> str:
     """Return a picture of when the first echo of each client came (0: never), and its end."""
     title = ". waits for its first echo   # is served"
     shown = list(range(len(spans)))
@@ -232,15 +232,15 @@ def figures(times: list[float], seconds: float) -> str:
     return text
 
 
-def be_many(args: argparse.Namespace) -> None:
-    """Be many clients at once, and print what they saw. Raises OSError if there is no server."""
+def run_many(args: argparse.Namespace) -> None:
+    """Run many clients at once, and print what they saw. Raises OSError if there is no server."""
     address = socket.gethostbyname(args.host), args.port
     try:
         selector = DefaultSelector()
         clients = [Client(i, args.messages, args.size) for i in range(1, args.clients + 1)]
     except (MemoryError, OSError) as error:
         more = f"; first run: ulimit -n {args.clients + 50}" if errno.EMFILE in error.args else ""
-        sys.exit(f"cannot be {args.clients} clients: {str(error) or 'out of memory'}{more}")
+        sys.exit(f"cannot run {args.clients} clients: {str(error) or 'out of memory'}{more}")
     start = run(clients, selector, address, args.pause)
     spans = [(max(0, client.first_echo_at - start), client.closed_at - start) for client in clients]
     end = max(end for _, end in spans)
@@ -260,15 +260,15 @@ def be_many(args: argparse.Namespace) -> None:
 # ---- The command line
 
 def main() -> None:
-    """Be one client or many, as the command line says."""
+    """Run one client or many, as the command line says."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--host", default="127.0.0.1", help="of the server (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="of the server (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="the server's address (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="the server's port (%(default)s)")
     many = parser.add_argument_group("many clients at once")
     many.add_argument("--clients", type=int, help="how many")
-    many.add_argument("--messages", type=int, default=100, help="each sends so many (%(default)s)")
-    many.add_argument("--size", type=int, default=64, help="bytes of a message (%(default)s)")
+    many.add_argument("--messages", type=int, default=100, help="sent by each (%(default)s)")
+    many.add_argument("--size", type=int, default=64, help="bytes in a message (%(default)s)")
     many.add_argument("--pause", type=float, default=0, help="seconds after an echo (%(default)s)")
     args = parser.parse_args()
     most = 512 if sys.platform == "win32" else 10**6  # the limit of select() on Windows
@@ -282,7 +282,7 @@ def main() -> None:
     hint = f"; start one: python select_server.py --port {args.port}"
     try:
         if args.clients:
-            be_many(args)
+            run_many(args)
         else:
             with socket.create_connection((args.host, args.port)) as sock:
                 what, hint = f"connection to {args.host}:{args.port} lost", ""
@@ -290,7 +290,7 @@ def main() -> None:
     except KeyboardInterrupt:
         if sys.stderr:
             print(file=sys.stderr)
-        sys.exit(0 if talks else 130)  # 130: cut short
+        sys.exit(0 if talks else 130)  # 130: interrupted
     except (OSError, UnicodeError) as error:
         sys.exit(f"{what}: {error}{hint}")
 

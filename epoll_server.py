@@ -1,7 +1,7 @@
 """Echo server, model 3 of 5: I/O multiplexing, with epoll (Linux).
 
 One call waits for many sockets, as in select_server.py. But the kernel keeps the list of
-them: it is told only what changes in the list, and tells only which sockets are ready.
+them: the application reports only changes of the list, and gets only the ready sockets.
 
     application                         kernel             A    B    C  (receive buffers)
     register A, B and C ------------->  keeps the list
@@ -47,7 +47,7 @@ def serve(listener: socket.socket) -> None:
         # Level-triggered: poll() reports a socket each time, as long as it is ready. So one read
         # is enough, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
         # would report new data once: what is left unread would wait for more to arrive.)
-        for fd, event in epoll.poll():  # waits
+        for fd, event in epoll.poll():  # waits (this is not polling)
             if fd == listener.fileno():
                 try:
                     if new := accept(listener):
@@ -88,7 +88,7 @@ class Connection:
         self.closed = ""  # empty while the connection is open, then the reason why it is not
 
     def on_ready(self) -> bool:
-        """Send what is unsent, else read once and reply. Returns False if neither is possible."""
+        """Send what is unsent, else read once and reply. Returns False if a call would wait."""
         try:
             # Backpressure: while bytes are unsent, the client is not read. So what it sends fills
             # the kernel's buffers, until its own send() has to wait, and not our memory.
@@ -109,7 +109,7 @@ class Connection:
                 # reset: the kernel breaks the connection off; replies on their way can be lost.
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            return False
+            return False  # a server that polls has to know
         except OSError as error:  # a reset: the client has broken the connection off
             self.closed = str(error)
         return True
@@ -123,10 +123,10 @@ def accept(listener: socket.socket) -> "Connection | None":
         if error.errno in OUT_OF_RESOURCES:
             raise
         return None  # BlockingIOError: no client waits; any other: that client has gone
-    if not address:  # macOS: None after a reset
+    if not address:  # macOS: None if that client has gone
         sock.close()
         return None
-    sock.setblocking(False)
+    sock.setblocking(False)  # or send() would wait until there is room for the whole reply
     log.info("%s:%d: connected", *address)
     return Connection(sock, "{}:{}".format(*address))
 
@@ -137,13 +137,13 @@ class Conversation:
     """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read before: TCP can cut a line anywhere
+        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
         self.cut = False  # True if the last read filled the buffer: it may have cut a message
         self.finished = False  # True after a q
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # from a client that sends no newlines
+        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
             self.finished = True
             return b""
         text = self.tail + data
@@ -151,7 +151,7 @@ class Conversation:
         if quit_line:
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # where a quit line can begin that the next read completes
+        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
         self.cut = len(data) == RECV_SIZE
         return data
 
@@ -163,8 +163,8 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="do not log")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="do not log clients")
     args = parser.parse_args()
     if not hasattr(select, "epoll"):
         sys.exit("this platform has no epoll: use selectors_server.py")

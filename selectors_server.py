@@ -7,10 +7,10 @@ ready. A loop that waits and calls callbacks is an event loop.
     application                         kernel             A    B    C  (receive buffers)
     select() ------------------------>  waits              -    -    -  -+
       |                                                    -   data  -   |  1. waiting for data
-    callback of B <-------------------  B is readable      -   data  -  -+
-    recv(B), send(B) ---------------->  copies the data    -    -    -      2. copying it
+    [B] <-----------------------------  B is readable      -   data  -  -+
+    callback of B: recv(B), send(B) ->  copies the data    -    -    -      2. copying it
 
-Cost: the same as with the call that it uses, and a little more for the interface.
+Cost: that of the call underneath, and a little more Python code for each event.
 
     python selectors_server.py          and in a second terminal: python client.py
     Read next: async_server.py, where the event loop runs coroutines instead of callbacks.
@@ -52,10 +52,10 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
             else:
                 time.sleep(1)  # a shortage can pass: try again
 
-    def on_client(connection: Connection, key: selectors.SelectorKey) -> None:  # it is ready
+    def on_client(connection: Connection, key: selectors.SelectorKey) -> None:  # when it is ready
         connection.on_ready()
         # A socket is nearly always writable: its send buffer has room. If the selector watched
-        # all of them for that, it would never wait. So only those with unsent bytes.
+        # all of them for that, it would never wait. So it watches only those with unsent bytes.
         wanted = selectors.EVENT_WRITE if connection.unsent else selectors.EVENT_READ
         if connection.closed:
             selector.unregister(connection.sock)
@@ -70,7 +70,7 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
     selector.register(listener, selectors.EVENT_READ, on_accept)
     while True:
         for key, _ in selector.select():  # waits
-            callback = key.data  # as registered with the socket that is ready
+            callback = key.data  # what was registered with this socket
             callback(key)
 
 
@@ -87,7 +87,7 @@ class Connection:
         self.closed = ""  # empty while the connection is open, then the reason why it is not
 
     def on_ready(self) -> bool:
-        """Send what is unsent, else read once and reply. Returns False if neither is possible."""
+        """Send what is unsent, else read once and reply. Returns False if a call would wait."""
         try:
             # Backpressure: while bytes are unsent, the client is not read. So what it sends fills
             # the kernel's buffers, until its own send() has to wait, and not our memory.
@@ -108,7 +108,7 @@ class Connection:
                 # reset: the kernel breaks the connection off; replies on their way can be lost.
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            return False
+            return False  # a server that polls has to know
         except OSError as error:  # a reset: the client has broken the connection off
             self.closed = str(error)
         return True
@@ -122,10 +122,10 @@ def accept(listener: socket.socket) -> "Connection | None":
         if error.errno in OUT_OF_RESOURCES:
             raise
         return None  # BlockingIOError: no client waits; any other: that client has gone
-    if not address:  # macOS: None after a reset
+    if not address:  # macOS: None if that client has gone
         sock.close()
         return None
-    sock.setblocking(False)
+    sock.setblocking(False)  # or send() would wait until there is room for the whole reply
     log.info("%s:%d: connected", *address)
     return Connection(sock, "{}:{}".format(*address))
 
@@ -136,13 +136,13 @@ class Conversation:
     """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read before: TCP can cut a line anywhere
+        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
         self.cut = False  # True if the last read filled the buffer: it may have cut a message
         self.finished = False  # True after a q
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # from a client that sends no newlines
+        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
             self.finished = True
             return b""
         text = self.tail + data
@@ -150,7 +150,7 @@ class Conversation:
         if quit_line:
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # where a quit line can begin that the next read completes
+        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
         self.cut = len(data) == RECV_SIZE
         return data
 
@@ -162,10 +162,10 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0: any free one (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="do not log")
+    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="do not log clients")
     names = [n for n in ("select", "poll", "epoll", "kqueue", "devpoll") if hasattr(select, n)]
-    parser.add_argument("--selector", choices=names, default="default", help="or the best one")
+    parser.add_argument("--selector", choices=names, default="default", help="which one (the best)")
     args = parser.parse_args()
     selector = getattr(selectors, f"{args.selector.capitalize()}Selector")()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")

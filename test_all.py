@@ -985,7 +985,7 @@ class ClientInPipe(ClientTest):
                     self.assertEqual(process.result(), (b"", said, 1))
 
     @mock.patch("socket.create_connection", side_effect=OSError)
-    @mock.patch("client.be_many", side_effect=OSError)
+    @mock.patch("client.run_many", side_effect=OSError)
     def test_mistakes(self, *_: mock.Mock) -> None:
         """A mistake gets a message that names it."""
         for mistake in (
@@ -1224,7 +1224,7 @@ class ClientMany(ClientTest):
     def test_too_many(self) -> None:
         """More clients than it may open files for: one line says so, and what to do."""
         process = self.run_client(self.server.port, "--clients=100", files=64)
-        self.assert_fails(process, "cannot be 100 clients", "ulimit -n 150")
+        self.assert_fails(process, "cannot run 100 clients", "ulimit -n 150")
 
 
 # ---- The pages
