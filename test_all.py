@@ -1219,13 +1219,20 @@ class ClientMany(ClientTest):
     @POSIX
     def test_progress(self) -> None:
         """A longer run shows its progress at a terminal, and only there."""
-        options = ("--clients=2", "--messages=3", "--pause=0.35")
-        process = self.run_client(self.server.port, *options)
-        terminal = self.run_client(self.server.port, *options, terminal=True)
-        terminal.expect(b"1 s: 4 messages\r")
+        options = ("--clients=2", "--messages=2")
+        piped, *socks = self.meet(*options, clients=2)
+        terminal, *others = self.meet(*options, clients=2, terminal=True)
+        for sock in (socks[0], *socks, others[0], *others):  # three of four messages
+            sock.sendall(read_line(sock))
+        terminal.wait_for_log(rb"\A(\d s: [0-2] messages\r)*[12] s: 3 messages\r")
+        for sock in (socks[1], others[1]):
+            sock.sendall(read_line(sock))
+        for sock in (*socks, *others):
+            self.assertEqual(read_line(sock), b"q\n")
+            sock.close()
         self.assertEqual(terminal.process.wait(DEADLINE), 0)
-        output, log, status = process.result()
-        self.assertIn(b"6 messages in ", output)
+        output, log, status = piped.result()
+        self.assertIn(b"4 messages in ", output)
         self.assertEqual((log, status), (b"", 0))
 
     @LINUX
