@@ -406,10 +406,10 @@ class EveryServer(ServerTest):
                 self.assertIn(word, output)
 
     def test_no_delay(self) -> None:
-        """Small replies go out at once: the socket of a client has TCP_NODELAY."""
+        """Small replies go out at once (TCP_NODELAY), and a client may be silent for long."""
         server = self.start("--quiet", prelude=SHOW_NO_DELAY)
         self.hello(server)
-        server.wait_for_log(b"TCP_NODELAY True")
+        server.wait_for_log(rb"TCP_NODELAY True, timeout (None|0\.0)\n")
 
     def test_log(self) -> None:
         """The log has a line for each event, with milliseconds, and no byte of a client raw."""
@@ -537,11 +537,11 @@ class ManyAtOnce(EveryServer):
             waits = self.connect(server)
             waits.sendall(b"waits\n")
             server.wait_for_log(rf"full \(\[Errno {getattr(errno, error)}\]".encode())
+            start = time.monotonic()
             self.assert_echo(inside, b"still inside\n")
             inside.close()
-            closed = time.monotonic()
             self.assertEqual(receive(waits, 6), b"waits\n")
-            self.assertLess(time.monotonic() - closed, 0.9)
+            self.assertLess(time.monotonic() - start, 0.9)
             inside = waits
         socks = [self.hello(server) for _ in range(3)]
         self.assertEqual(server.log().count(b"full ("), len(errors))
@@ -979,6 +979,8 @@ class ClientInPipe(ClientTest):
         for options in ((), ("--clients=3",)):
             with self.subTest(options=options):
                 self.assert_fails(self.run_client(port, *options), what, f"python {hint}")
+                nowhere = self.run_client(port, *options, "--host=\udcff")
+                self.assert_fails(nowhere, "no server answers")
 
     def test_address(self) -> None:
         """One client and many connect to 127.0.0.1:8088, or to --host and --port."""
@@ -1488,11 +1490,22 @@ class Benchmark(unittest.TestCase):
         self.addCleanup(polls.kill)
         self.assertGreater(idle_cpu(polls, 0.3), 0.15)
 
+    @LINUX
     def test_benchmark(self) -> None:
-        """The table has a head, and a row for each server."""
+        """The table has a head, and a row for each server, measured with so many clients."""
         need_files(self, 1100)
-        with contextlib.redirect_stdout(io.StringIO()) as output:
+        seen, really_measure = [], measure
+
+        def watch(server: "Server", clients: int, seconds: float) -> Run:
+            run = really_measure(server, clients, seconds)
+            seen.append((clients, server.descriptors()))
+            return run
+
+        watched = mock.patch(f"{__name__}.measure", watch)
+        with contextlib.redirect_stdout(io.StringIO()) as output, watched:
             benchmark(["select", "blocking"], 0.02)
+        self.assertEqual([clients for clients, _ in seen], [1, 100, 1, 10, 1, 100])
+        self.assertIn(seen[3][1], range(900, 930))  # the silent ones, and what else is open
         rows = r"(?s)CPython .*\nselect .*\nblocking .* one at a time\n"
         self.assertRegex(output.getvalue(), rows)
 
@@ -1544,7 +1557,7 @@ SHOW_NO_DELAY = """
 import socket, sys
 def show(sock, size, recv=socket.socket.recv):
     no_delay = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    print("TCP_NODELAY", no_delay > 0, file=sys.stderr)
+    print(f"TCP_NODELAY {no_delay > 0}, timeout {sock.gettimeout()}", file=sys.stderr)
     return recv(sock, size)
 socket.socket.recv = show
 """
