@@ -11,8 +11,8 @@ paused, the event loop runs the others. (A task is a coroutine that the event lo
       |                      recv(B) ------------->  copies the data  -    -    -     (2)
     data <-----------------  resumes the coroutine
 
-On Linux and macOS the event loop does (1) waiting for data, with a selector, and then
-(2) copying it, with recv(). On Windows (I/O completion ports) it asks the kernel for both,
+On Linux and macOS the event loop does both: (1) waiting for data, with a selector, and
+then (2) copying it, with recv(). On Windows (I/O completion ports) it asks the kernel for both,
 and the kernel reports when the data has been copied: this is asynchronous I/O in the strict
 sense. The coroutine is the same.
 
@@ -102,8 +102,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
-        self.cut = False  # True if the last read filled the buffer: it may have cut a message
-        self.finished = False  # True after a q
+        self.cut = False  # True if the last read was RECV_SIZE long: a message may go on after it
+        self.finished = False  # True after a quit line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
@@ -127,7 +127,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0: any free port (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="do not log clients")
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")

@@ -39,7 +39,7 @@ def serve(listener: socket.socket) -> None:
     """Serve the clients of a listening socket, one after another, without end."""
     while True:
         try:
-            sock, address = listener.accept()  # waits for a client; sock is new, for it alone
+            sock, address = listener.accept()  # waits for a client; sock is a new socket for it
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 log.info("full (%s): the next clients wait in the backlog", error)
@@ -65,7 +65,7 @@ def handle_client(sock: socket.socket, name: str) -> None:
         # the end of stream, and closes. After close(), what it still sends would cause a
         # reset: the kernel breaks the connection off; replies on their way can be lost.
         sock.shutdown(socket.SHUT_WR)
-        sock.settimeout(1)  # a client that stays silent now keeps the next one waiting
+        sock.settimeout(1)  # or a client that now stays silent would keep the next one waiting
         while sock.recv(RECV_SIZE):
             pass
         log.info("%s: closed (%s)", name, "quit" if conversation.finished else "end of stream")
@@ -80,8 +80,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
-        self.cut = False  # True if the last read filled the buffer: it may have cut a message
-        self.finished = False  # True after a q
+        self.cut = False  # True if the last read was RECV_SIZE long: a message may go on after it
+        self.finished = False  # True after a quit line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
@@ -105,7 +105,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0: any free port (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="do not log clients")
     parser.add_argument("--threads", type=int, default=1, help="clients at once (%(default)s)")
     args = parser.parse_args()

@@ -88,7 +88,7 @@ class Connection:
         """Send what is unsent, else read once and reply. Returns False if a call would wait."""
         try:
             # Backpressure: while bytes are unsent, the client is not read. So what it sends fills
-            # the kernel's buffers, until its own send() has to wait, and not our memory.
+            # the kernel's buffers, not our memory, until its own send() has to wait.
             if not self.unsent:
                 data = self.sock.recv(RECV_SIZE)  # copies the data
                 log.info("%s: read %d bytes: %r", self.name, len(data), data[:50])
@@ -106,7 +106,7 @@ class Connection:
                 # reset: the kernel breaks the connection off; replies on their way can be lost.
                 self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            return False  # a server that polls has to know
+            return False  # used only by nonblocking_server.py
         except OSError as error:  # a reset: the client has broken the connection off
             self.closed = str(error)
         return True
@@ -135,8 +135,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
-        self.cut = False  # True if the last read filled the buffer: it may have cut a message
-        self.finished = False  # True after a q
+        self.cut = False  # True if the last read was RECV_SIZE long: a message may go on after it
+        self.finished = False  # True after a quit line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Take the bytes of one read, and return the bytes to send back."""
@@ -160,7 +160,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8088, help="0 is any free one (%(default)s)")
+    parser.add_argument("--port", type=int, default=8088, help="0: any free port (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="do not log clients")
     text = "how long to sleep after a round in which no socket was ready (%(default)s s)"
     parser.add_argument("--interval", type=float, default=0.01, help=text)
