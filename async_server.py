@@ -1,129 +1,127 @@
-"""Echo server, model 5 of 5: asynchronous I/O, with asyncio.
+"""Echo server with coroutines, by asyncio: model 3 on Linux and macOS, model 5 on Windows.
 
-A coroutine is a function that can pause at an await, and go on later. Each client has one;
-it reads like blocking_server.py, with an await before each call that waits. While it is
-paused, the event loop runs the others. (A task is a coroutine that the event loop runs.)
+A coroutine is a function that can pause at an await and continue later. Each client has one; it
+reads like blocking_server.py, with an await before each call that would block. While it is
+paused, the event loop runs others. It hands over both phases of receiving, (1) waiting for data
+and (2) copying it from the kernel. On Linux and macOS the event loop does both, with a selector:
 
-    coroutine of B           event loop              kernel           A    B    C
-    await sock_recv(B) --->  select() ------------>  waits            -    -    -  -+ (1)
-      |                                                               -   data  -   |
-      |  paused              [B] <-----------------  B is readable    -   data  -  -+
-      |                      recv(B) ------------->  copies the data  -    -    -     (2)
-    data <-----------------  resumes the coroutine
+    coroutine of B           event loop               kernel                   (B's receive buffer)
+    await sock_recv(B) --->  recv(B) -------------->  no data yet            -   -+
+      |  paused              selector.select() ---->  no data yet            -    |  (1) waiting
+      |                        |  blocked             data for B arrives   data   |      for data
+      |                      [B] <------------------  B is readable        data  -+
+    data <-----------------  recv(B) -------------->  copies it              -      (2) copying it
 
-On Linux and macOS the event loop does both: (1) waiting for data, with a selector, and
-then (2) copying it, with recv(). On Windows (I/O completion ports) it asks the kernel for both,
-and the kernel reports when the data has been copied: this is asynchronous I/O in the strict
-sense. The coroutine is the same.
+On Windows it asks the kernel to receive. This is asynchronous I/O, model 5 of Stevens' five:
 
-Cost: more CPU time for a message. The event loop tries recv() first; if there is no data, it
-adds the socket to its selector, waits, removes it, and calls recv() again.
+    await sock_recv(B) --->  start recv(B) -------->  no data yet            -   -+  (1) and (2):
+      |  paused              waits for any of these   data for B arrives   data   |  the event loop
+      |                        |  blocked             copies it              -    |  is told when
+    data <-----------------  recv(B) is complete <--                             -+  both are done
+
+Cost: more CPU time per message, for the work of the event loop.
 
     python async_server.py              and in a second terminal: python client.py
-    Model 4, signal-driven I/O, is rarely used: the README shows it.
+    Model 4, signal-driven I/O, is rarely used; the README has an example.
 """
 
 import argparse
 import asyncio
-import errno
 import logging
 import re
 import signal
 import socket
 import sys
 
-RECV_SIZE = 65536  # bytes: the most that one recv() returns
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # from accept()
-QUIT_LINE = re.compile(rb"\n(q\r?\n)")  # a line that is just q
 log = logging.getLogger(__name__)
 
 
 # ---- The model
 
+RECV_SIZE = 65536  # bytes: the most that one recv() returns
+
+
 async def serve(listener: socket.socket) -> None:
-    """Serve all clients of a listening socket, each in a task of its own, without end."""
+    """Serve all clients of a listening socket, each in a task of its own, forever."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
-    tasks: set[asyncio.Task[None]] = set()  # the event loop itself does not keep them alive
-    client_left = asyncio.Event()
-
-    def on_done(task: asyncio.Task[None]) -> None:
-        """Called when the task of a client is done."""
-        tasks.remove(task)
-        client_left.set()
-
+    tasks: set[asyncio.Task[None]] = set()  # the event loop alone does not keep tasks alive
     while True:
-        await asyncio.sleep(0)  # lets the clients' tasks run, even if accepting never waits
+        await asyncio.sleep(0)  # let the clients' tasks run, even if accepting never pauses
         try:
             sock, address = await loop.sock_accept(listener)  # sock is non-blocking
-        except OSError as error:
-            if error.errno in OUT_OF_RESOURCES:
-                log.info("full (%s): the next clients wait in the backlog", error)
-                client_left.clear()
-                await (client_left.wait() if tasks else asyncio.sleep(1))
-            continue  # any other error: that client has gone
-        if not address:  # macOS: None if that client has gone
-            sock.close()
+        except ConnectionError:
+            continue  # that client is already gone
+        except OSError as error:  # usually out of resources, such as file descriptors
+            log.info("full (%s): new clients will have to wait", error)
+            await asyncio.sleep(1)  # then try again
             continue
-        task = loop.create_task(handle_client(sock, "{}:{}".format(*address)))
+        host, port = address or ("?", "?")  # macOS: no address if the client is already gone
+        task = loop.create_task(handle_client(sock, f"{host}:{port}"))
         tasks.add(task)
-        task.add_done_callback(on_done)
+        task.add_done_callback(tasks.discard)
 
 
 async def handle_client(sock: socket.socket, name: str) -> None:
-    """Echo what a client sends until it quits, ends its stream or breaks the connection off."""
+    """Echo what a client sends until it quits, closes, or resets the connection."""
     log.info("%s: connected", name)
     loop = asyncio.get_running_loop()
     conversation = Conversation()
     with sock:
         try:
-            while not conversation.finished:
-                data = await loop.sock_recv(sock, RECV_SIZE)  # waits for data, copies it
-                log.info("%s: read %d bytes: %r", name, len(data), data[:50])
-                if not data:
-                    break
-                await loop.sock_sendall(sock, conversation.reply(data))
-                await asyncio.sleep(0)  # lets the others run: an await on a ready socket does not
-            # Half-close: shutdown() ends our direction only. The client gets every reply, then
-            # the end of stream, and closes. After close(), what it still sends would cause a
-            # reset: the kernel breaks the connection off; replies on their way can be lost.
-            sock.shutdown(socket.SHUT_WR)
-            while await loop.sock_recv(sock, RECV_SIZE):
-                await asyncio.sleep(0)
+            while not conversation.finished and (data := await loop.sock_recv(sock, RECV_SIZE)):
+                log.info("%s: received %d bytes: %r", name, len(data), data[:50])
+                await loop.sock_sendall(sock, conversation.reply(data))  # pauses if it is full
+                await asyncio.sleep(0)  # let others run: await does not, if sock is ready
+            if conversation.finished:
+                await half_close(sock)
             log.info("%s: closed (%s)", name, "quit" if conversation.finished else "end of stream")
-        except OSError as error:  # a reset: the client has broken the connection off
+        except OSError as error:  # often a reset by the client
             log.info("%s: closed (%s)", name, error)
+
+
+# ---- After a q
+
+async def half_close(sock: socket.socket) -> None:
+    """End our direction, and wait until the client closes. Raise OSError after a reset."""
+    # Half-close: shutdown() ends only our direction. The client gets every reply, then the
+    # end of stream, and closes. After close(), data that it still sends, or that we did not
+    # receive, would cause a reset, and replies in transit could be lost.
+    sock.shutdown(socket.SHUT_WR)
+    while await asyncio.get_running_loop().sock_recv(sock, RECV_SIZE):
+        await asyncio.sleep(0)  # let others run, if the client sends without a pause
 
 
 # ---- The conversation: the same in all servers
 
 class Conversation:
-    """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
+    """The echo protocol without any I/O (sans-I/O): bytes in, bytes out, until a q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
-        self.cut = False  # True if the last read was RECV_SIZE long: a message may go on after it
-        self.finished = False  # True after a quit line, or a q alone
+        self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
+        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
+        """Return the bytes to send back for the bytes of one recv()."""
+        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
+        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
+        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
         text = self.tail + data
-        quit_line = QUIT_LINE.search(text) if text.find(b"q") >= 0 else None  # find() is quick
-        if quit_line:
+        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
-        self.cut = len(data) == RECV_SIZE
+            return data[: max(0, quit_line.start(1) - len(self.tail))]
+        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.filled = len(data) == RECV_SIZE
         return data
 
 
 # ---- The command line: the same in all servers
 
 def main() -> None:
-    """Listen where the command line says, and serve until Ctrl-C."""
+    """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
@@ -132,19 +130,20 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
-    if sys.platform == "win32":  # else Ctrl-C waits until a client comes (cpython issue 85609)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
-        with socket.create_server((args.host.encode(), args.port), backlog=1024) as listener:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send replies at once
-            host, port = listener.getsockname()
-            print(f"listening on {host}:{port} (asyncio)", flush=True)
-            asyncio.run(serve(listener))
-    except KeyboardInterrupt:
-        log.warning("stopped")
-    except (OSError, OverflowError, UnicodeError) as error:
+        listener = socket.create_server((args.host, args.port), backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        print("listening on {}:{} (asyncio)".format(*listener.getsockname()), flush=True)
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+    with listener:
+        asyncio.run(serve(listener))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        log.warning("stopped")

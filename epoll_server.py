@@ -1,26 +1,26 @@
-"""Echo server, model 3 of 5: I/O multiplexing, with epoll (Linux).
+"""Echo server with I/O multiplexing, by epoll (Linux): model 3 of Stevens' five I/O models.
 
-One call waits for many sockets, as in select_server.py. But the kernel keeps the list of
-them: the application reports only changes of the list, and gets only the ready sockets.
+Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
+One call does the waiting for many sockets, as in select_server.py. But here the kernel keeps the
+list of sockets, and the application only tells it what changes.
 
-    application                         kernel             A    B    C  (receive buffers)
+    application                         kernel               A     B     C    (receive buffers)
     register A, B and C ------------->  keeps the list
-    poll() -------------------------->  waits              -    -    -  -+
-      |                                                    -   data  -   |  1. waiting for data
-    [B] <-----------------------------  B is readable      -   data  -  -+
-    recv(B) ------------------------->  copies the data    -    -    -      2. copying it
+    epoll_wait() -------------------->  no data yet          -     -     -   -+
+      |  blocked                        data for B arrives   -   data    -    |  (1) waiting
+    [B] <-----------------------------  B is readable        -   data    -   -+  for data
+    recv(B) ------------------------->  copies it            -     -     -      (2) copying it
     send(B) ------------------------->  copies it into the send buffer of B
-    poll() -------------------------->  waits: it has the list
+    epoll_wait() -------------------->  has the list already
 
-Cost: a system call for each change of the list. A silent client costs no CPU time, and
-there can be as many clients as the process may have file descriptors.
+A silent client costs no CPU time. The limits are memory and the number of file descriptors
+(numbers of open sockets) that a process may have. Cost: a system call per change of the list.
 
     python epoll_server.py              and in a second terminal: python client.py
     Read next: selectors_server.py, which does the same on every platform.
 """
 
 import argparse
-import errno
 import logging
 import re
 import select
@@ -29,53 +29,47 @@ import socket
 import sys
 import time
 
-RECV_SIZE = 65536  # bytes: the most that one recv() returns
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # from accept()
-QUIT_LINE = re.compile(rb"\n(q\r?\n)")  # a line that is just q
 log = logging.getLogger(__name__)
 
 
 # ---- The model
 
 def serve(listener: socket.socket) -> None:
-    """Serve all clients of a listening socket from one loop, without end."""
-    listener.setblocking(False)
+    """Serve all clients of a listening socket from one loop, forever."""
+    listener.setblocking(False)  # the client may be gone by then, and accept() would block
     connections: dict[int, Connection] = {}  # by file descriptor
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
     while True:
-        # Level-triggered: poll() reports a socket each time, as long as it is ready. So one read
-        # is enough, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
-        # would report new data once: what is left unread would wait for more to arrive.)
-        for fd, event in epoll.poll():  # waits, in spite of its name
+        # Level-triggered: poll() reports a socket every time, for as long as it is ready. So we
+        # receive once, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
+        # would report new data only once, and an unread rest not until more data arrives.)
+        for fd, _ in epoll.poll():  # blocks (in epoll_wait) until at least one is ready
             if fd == listener.fileno():
-                try:
-                    if new := accept(listener):
-                        epoll.register(new.sock, select.EPOLLIN)
-                        connections[new.sock.fileno()] = new
-                except OSError as error:
-                    log.info("full (%s): the next clients wait in the backlog", error)
-                    if connections:
-                        epoll.modify(listener, 0)  # not watched, until a client leaves
-                    else:
-                        time.sleep(1)  # a shortage can pass: try again
+                new, full = accept_client(listener, len(connections))
+                if new:
+                    connections[new.sock.fileno()] = new
+                    epoll.register(new.sock, select.EPOLLIN)
+                elif full:
+                    epoll.modify(listener, 0)  # stop watching it until a client leaves
             else:
                 connection = connections[fd]
-                connection.on_ready()
-                # A socket is nearly always writable: its send buffer has room. If epoll watched
-                # all of them for that, it would never wait. So it watches only those with
-                # unsent bytes. (event is what this one was watched for, or an error.)
-                wanted = select.EPOLLOUT if connection.unsent else select.EPOLLIN
-                if connection.closed:
+                # A socket is nearly always writable: its send buffer has room. If all were watched
+                # for writing, poll() would never block. So only those with unsent bytes are.
+                had_unsent = bool(connection.unsent)
+                connection.handle()
+                if connection.end_reason:
                     del connections[fd]
-                    connection.sock.close()  # and the kernel takes it off the list
-                    log.info("%s: closed (%s)", connection.name, connection.closed)
-                    epoll.modify(listener, select.EPOLLIN)  # watched again, if it was not
-                elif wanted != event:
-                    epoll.modify(fd, wanted)
+                    connection.close()  # the kernel then drops it from its list
+                    epoll.modify(listener, select.EPOLLIN)  # in case we had stopped watching it
+                elif bool(connection.unsent) != had_unsent:
+                    epoll.modify(fd, select.EPOLLOUT if connection.unsent else select.EPOLLIN)
 
 
 # ---- A client: the same in nonblocking, select, epoll and selectors
+
+RECV_SIZE = 65536  # bytes: the most that one recv() returns
+
 
 class Connection:
     """One client: its non-blocking socket, its conversation, and the bytes still unsent."""
@@ -85,81 +79,96 @@ class Connection:
         self.name = name
         self.conversation = Conversation()
         self.unsent = b""  # the part of the last reply that did not fit into the send buffer
-        self.closed = ""  # empty while the connection is open, then the reason why it is not
+        self.end_reason = ""  # empty while the connection is open
 
-    def on_ready(self) -> bool:
-        """Send what is unsent, else read once and reply. Returns False if a call would wait."""
+    def handle(self) -> bool:
+        """Send unsent bytes or, if there are none, receive. Return False if that would block."""
         try:
-            # Backpressure: while bytes are unsent, the client is not read. So what it sends fills
-            # the kernel's buffers, not our memory, until its own send() has to wait.
-            if not self.unsent:
-                data = self.sock.recv(RECV_SIZE)  # copies the data
-                log.info("%s: read %d bytes: %r", self.name, len(data), data[:50])
-                if not data:
-                    self.closed = "quit" if self.conversation.finished else "end of stream"
-                if not data or self.conversation.finished:  # what follows a q is ignored
-                    return True
-                self.unsent = self.conversation.reply(data)
+            # Backpressure: while bytes for a client are unsent, we do not receive from it. Then
+            # its data fills the kernel's buffers, not our memory, until its own send() blocks.
             if self.unsent:
-                sent = self.sock.send(self.unsent)  # copies as much as the send buffer takes
-                self.unsent = self.unsent[sent:]
-            if self.conversation.finished and not self.unsent:
-                # Half-close: shutdown() ends our direction only. The client gets every reply, then
-                # the end of stream, and closes. After close(), what it still sends would cause a
-                # reset: the kernel breaks the connection off; replies on their way can be lost.
-                self.sock.shutdown(socket.SHUT_WR)
+                self.send()
+            else:
+                self.receive()
         except BlockingIOError:
-            return False  # used only by nonblocking_server.py
-        except OSError as error:  # a reset: the client has broken the connection off
-            self.closed = str(error)
+            return False  # only nonblocking_server.py uses the result
+        except OSError as error:  # often a reset by the client
+            self.end_reason = str(error)
         return True
 
+    def receive(self) -> None:
+        """Receive once, and send the reply. Raise OSError if the connection is lost."""
+        data = self.sock.recv(RECV_SIZE)  # (2) copies the data
+        if not data:  # the client's end of stream
+            self.end_reason = "quit" if self.conversation.finished else "end of stream"
+        elif not self.conversation.finished:  # data after a q is ignored
+            log.info("%s: received %d bytes: %r", self.name, len(data), data[:50])
+            self.unsent = self.conversation.reply(data)
+            self.send()  # after a q also an empty reply: it ends our direction
 
-def accept(listener: socket.socket) -> "Connection | None":
-    """Return the next client's connection, or None if none waits. Raises OSError if full."""
+    def send(self) -> None:
+        """Send as many of the unsent bytes as fit into the send buffer. Raise OSError."""
+        sent = self.sock.send(self.unsent)
+        self.unsent = self.unsent[sent:]
+        if self.conversation.finished and not self.unsent:
+            # Half-close: shutdown() ends only our direction. The client gets every reply, then the
+            # end of stream, and closes. After close(), data that it still sends, or that we did not
+            # receive, would cause a reset, and replies in transit could be lost.
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close the socket, and log why."""
+        self.sock.close()
+        log.info("%s: closed (%s)", self.name, self.end_reason)
+
+
+def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
+    """Return a new client's connection or None, and True to accept no more until one leaves."""
     try:
         sock, address = listener.accept()
-    except OSError as error:
-        if error.errno in OUT_OF_RESOURCES:
-            raise
-        return None  # BlockingIOError: no client waits; any other: that client has gone
-    if not address:  # macOS: None if that client has gone
-        sock.close()
-        return None
-    sock.setblocking(False)  # or send() would wait until there is room for the whole reply
-    log.info("%s:%d: connected", *address)
-    return Connection(sock, "{}:{}".format(*address))
+    except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
+        return None, False
+    except OSError as error:  # usually out of resources, such as file descriptors
+        log.info("full (%s): new clients will have to wait", error)
+        if not clients:  # nobody is connected who could leave
+            time.sleep(1)  # then try again
+        return None, clients > 0
+    sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
+    host, port = address or ("?", "?")  # macOS: no address if the client is already gone
+    log.info("%s:%s: connected", host, port)
+    return Connection(sock, f"{host}:{port}"), False
 
 
 # ---- The conversation: the same in all servers
 
 class Conversation:
-    """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
+    """The echo protocol without any I/O (sans-I/O): bytes in, bytes out, until a q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
-        self.cut = False  # True if the last read was RECV_SIZE long: a message may go on after it
-        self.finished = False  # True after a quit line, or a q alone
+        self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
+        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
+        """Return the bytes to send back for the bytes of one recv()."""
+        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
+        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
+        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
         text = self.tail + data
-        quit_line = QUIT_LINE.search(text) if text.find(b"q") >= 0 else None  # find() is quick
-        if quit_line:
+        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
-        self.cut = len(data) == RECV_SIZE
+            return data[: max(0, quit_line.start(1) - len(self.tail))]
+        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.filled = len(data) == RECV_SIZE
         return data
 
 
 # ---- The command line: the same in all servers
 
 def main() -> None:
-    """Listen where the command line says, and serve until Ctrl-C."""
+    """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
@@ -170,19 +179,20 @@ def main() -> None:
         sys.exit("this platform has no epoll: use selectors_server.py")
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
-    if sys.platform == "win32":  # else Ctrl-C waits until a client comes (cpython issue 85609)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
-        with socket.create_server((args.host.encode(), args.port), backlog=1024) as listener:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send replies at once
-            host, port = listener.getsockname()
-            print(f"listening on {host}:{port} (epoll)", flush=True)
-            serve(listener)
-    except KeyboardInterrupt:
-        log.warning("stopped")
-    except (OSError, OverflowError, UnicodeError) as error:
+        listener = socket.create_server((args.host, args.port), backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        print("listening on {}:{} (epoll)".format(*listener.getsockname()), flush=True)
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+    with listener:
+        serve(listener)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        log.warning("stopped")

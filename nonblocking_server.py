@@ -1,29 +1,29 @@
-"""Echo server, model 2 of 5: non-blocking I/O.
+"""Echo server with non-blocking I/O: model 2 of Stevens' five I/O models.
 
-No call waits: accept(), recv() and send() do what is possible at once, or else raise
-BlockingIOError (EAGAIN). So one thread can ask all sockets, again and again. This is
-called polling.
+Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
+A non-blocking recv() does only the second: if there is no data, it raises BlockingIOError (the
+kernel says EAGAIN). accept() and send() never wait either, so one thread can try every socket in
+turn, again and again. This is polling.
 
-    application                         kernel             A    B    C  (receive buffers)
-    recv(A), recv(B), recv(C) ------->  no data yet        -    -    -  -+
-    BlockingIOError, three times <----                                   |  1. waiting for data
-      |  sleeps for the interval                           -   data  -   |
-    recv(A) ------------------------->  no data yet        -   data  -   |
-    BlockingIOError <-----------------                                  -+
-    recv(B), send(B) ---------------->  copies the data    -    -    -      2. copying it
-    recv(C) ------------------------->  no data yet        -    -    -
+    application                         kernel               A     B     C    (receive buffers)
+    recv(A), recv(B), recv(C) ------->  no data yet          -     -     -   -+
+    BlockingIOError, three times <----                                        |  (1) waiting
+      |  sleeps                         data for B arrives   -   data    -   -+  for data
+      |                                                      -   data    -      then a delay,
+    recv(A) ------------------------->  no data yet          -   data    -      the cost of polling
     BlockingIOError <-----------------
+    recv(B) ------------------------->  copies it            -     -     -      (2) copying it
+    send(B) ------------------------->  copies it into the send buffer of B
+    recv(C), and so on
 
-Cost: a system call for each silent client in each round. While the server sleeps between
-two rounds, data waits; with --interval 0 it never sleeps (busy-waiting), and one CPU core
-is never idle.
+Cost: one system call per silent client per round, and data that arrives while the server sleeps
+has to wait. With --interval 0 the server never sleeps (busy-waiting), and keeps one core busy.
 
     python nonblocking_server.py        and in a second terminal: python client.py
-    Read next: select_server.py, where the kernel waits for all sockets at once.
+    Read next: select_server.py, where one call blocks until any of the sockets is ready.
 """
 
 import argparse
-import errno
 import logging
 import re
 import signal
@@ -31,48 +31,38 @@ import socket
 import sys
 import time
 
-RECV_SIZE = 65536  # bytes: the most that one recv() returns
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # from accept()
-QUIT_LINE = re.compile(rb"\n(q\r?\n)")  # a line that is just q
 log = logging.getLogger(__name__)
 
 
 # ---- The model
 
 def serve(listener: socket.socket, interval: float) -> None:
-    """Serve all clients of a listening socket from one loop, without end.
-
-    Sleeps for interval seconds after a round in which no socket was ready.
-    """
+    """Serve all clients of a listening socket, forever; sleep interval seconds when idle."""
     listener.setblocking(False)
     connections: list[Connection] = []
-    full = False  # no room for another client: the next ones wait in the backlog
+    full = False  # True while there is no room: new clients then wait in the backlog
     while True:
-        idle = True
+        idle = True  # until a call succeeds in this round
         if not full:
-            try:
-                if new := accept(listener):  # None if no client waits
-                    connections.append(new)
-                    idle = False
-            except OSError as error:
-                log.info("full (%s): the next clients wait in the backlog", error)
-                if connections:
-                    full = True  # until a client leaves
-                else:
-                    time.sleep(1)  # a shortage can pass: try again
-        for connection in list(connections):  # a copy, because some may be removed
-            if connection.on_ready():  # False if recv() or send() raised BlockingIOError
+            new, full = accept_client(listener, len(connections))
+            if new:
+                connections.append(new)
                 idle = False
-            if connection.closed:
+        for connection in list(connections):  # a copy, because some may be removed
+            if connection.handle():  # False if recv() or send() raised BlockingIOError
+                idle = False
+            if connection.end_reason:
                 connections.remove(connection)
-                connection.sock.close()
-                log.info("%s: closed (%s)", connection.name, connection.closed)
+                connection.close()
                 full = False
         if idle and interval:
             time.sleep(interval)  # data that arrives now has to wait
 
 
 # ---- A client: the same in nonblocking, select, epoll and selectors
+
+RECV_SIZE = 65536  # bytes: the most that one recv() returns
+
 
 class Connection:
     """One client: its non-blocking socket, its conversation, and the bytes still unsent."""
@@ -82,106 +72,123 @@ class Connection:
         self.name = name
         self.conversation = Conversation()
         self.unsent = b""  # the part of the last reply that did not fit into the send buffer
-        self.closed = ""  # empty while the connection is open, then the reason why it is not
+        self.end_reason = ""  # empty while the connection is open
 
-    def on_ready(self) -> bool:
-        """Send what is unsent, else read once and reply. Returns False if a call would wait."""
+    def handle(self) -> bool:
+        """Send unsent bytes or, if there are none, receive. Return False if that would block."""
         try:
-            # Backpressure: while bytes are unsent, the client is not read. So what it sends fills
-            # the kernel's buffers, not our memory, until its own send() has to wait.
-            if not self.unsent:
-                data = self.sock.recv(RECV_SIZE)  # copies the data
-                log.info("%s: read %d bytes: %r", self.name, len(data), data[:50])
-                if not data:
-                    self.closed = "quit" if self.conversation.finished else "end of stream"
-                if not data or self.conversation.finished:  # what follows a q is ignored
-                    return True
-                self.unsent = self.conversation.reply(data)
+            # Backpressure: while bytes for a client are unsent, we do not receive from it. Then
+            # its data fills the kernel's buffers, not our memory, until its own send() blocks.
             if self.unsent:
-                sent = self.sock.send(self.unsent)  # copies as much as the send buffer takes
-                self.unsent = self.unsent[sent:]
-            if self.conversation.finished and not self.unsent:
-                # Half-close: shutdown() ends our direction only. The client gets every reply, then
-                # the end of stream, and closes. After close(), what it still sends would cause a
-                # reset: the kernel breaks the connection off; replies on their way can be lost.
-                self.sock.shutdown(socket.SHUT_WR)
+                self.send()
+            else:
+                self.receive()
         except BlockingIOError:
-            return False  # used only by nonblocking_server.py
-        except OSError as error:  # a reset: the client has broken the connection off
-            self.closed = str(error)
+            return False  # only nonblocking_server.py uses the result
+        except OSError as error:  # often a reset by the client
+            self.end_reason = str(error)
         return True
 
+    def receive(self) -> None:
+        """Receive once, and send the reply. Raise OSError if the connection is lost."""
+        data = self.sock.recv(RECV_SIZE)  # (2) copies the data
+        if not data:  # the client's end of stream
+            self.end_reason = "quit" if self.conversation.finished else "end of stream"
+        elif not self.conversation.finished:  # data after a q is ignored
+            log.info("%s: received %d bytes: %r", self.name, len(data), data[:50])
+            self.unsent = self.conversation.reply(data)
+            self.send()  # after a q also an empty reply: it ends our direction
 
-def accept(listener: socket.socket) -> "Connection | None":
-    """Return the next client's connection, or None if none waits. Raises OSError if full."""
+    def send(self) -> None:
+        """Send as many of the unsent bytes as fit into the send buffer. Raise OSError."""
+        sent = self.sock.send(self.unsent)
+        self.unsent = self.unsent[sent:]
+        if self.conversation.finished and not self.unsent:
+            # Half-close: shutdown() ends only our direction. The client gets every reply, then the
+            # end of stream, and closes. After close(), data that it still sends, or that we did not
+            # receive, would cause a reset, and replies in transit could be lost.
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close the socket, and log why."""
+        self.sock.close()
+        log.info("%s: closed (%s)", self.name, self.end_reason)
+
+
+def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
+    """Return a new client's connection or None, and True to accept no more until one leaves."""
     try:
         sock, address = listener.accept()
-    except OSError as error:
-        if error.errno in OUT_OF_RESOURCES:
-            raise
-        return None  # BlockingIOError: no client waits; any other: that client has gone
-    if not address:  # macOS: None if that client has gone
-        sock.close()
-        return None
-    sock.setblocking(False)  # or send() would wait until there is room for the whole reply
-    log.info("%s:%d: connected", *address)
-    return Connection(sock, "{}:{}".format(*address))
+    except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
+        return None, False
+    except OSError as error:  # usually out of resources, such as file descriptors
+        log.info("full (%s): new clients will have to wait", error)
+        if not clients:  # nobody is connected who could leave
+            time.sleep(1)  # then try again
+        return None, clients > 0
+    sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
+    host, port = address or ("?", "?")  # macOS: no address if the client is already gone
+    log.info("%s:%s: connected", host, port)
+    return Connection(sock, f"{host}:{port}"), False
 
 
 # ---- The conversation: the same in all servers
 
 class Conversation:
-    """The rule of the conversation, sans-I/O (bytes in, bytes out, no socket): echo until q."""
+    """The echo protocol without any I/O (sans-I/O): bytes in, bytes out, until a q."""
 
     def __init__(self) -> None:
-        self.tail = b"\n"  # the end of what was read; at first, as if a line had just ended
-        self.cut = False  # True if the last read was RECV_SIZE long: a message may go on after it
-        self.finished = False  # True after a quit line, or a q alone
+        self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
+        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Take the bytes of one read, and return the bytes to send back."""
-        if data == b"q" and not self.cut:  # alone: from a client that sends no newlines
+        """Return the bytes to send back for the bytes of one recv()."""
+        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
+        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
+        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
         text = self.tail + data
-        quit_line = QUIT_LINE.search(text) if text.find(b"q") >= 0 else None  # find() is quick
-        if quit_line:
+        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]  # what is before the q
-        self.tail = text[-3:]  # may hold the start of a quit line that TCP has cut
-        self.cut = len(data) == RECV_SIZE
+            return data[: max(0, quit_line.start(1) - len(self.tail))]
+        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.filled = len(data) == RECV_SIZE
         return data
 
 
 # ---- The command line: the same in all servers
 
 def main() -> None:
-    """Listen where the command line says, and serve until Ctrl-C."""
+    """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8088, help="0: any free port (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="do not log clients")
-    text = "how long to sleep after a round in which no socket was ready (%(default)s s)"
+    text = "seconds to sleep after a round in which no socket was ready (%(default)s)"
     parser.add_argument("--interval", type=float, default=0.01, help=text)
     args = parser.parse_args()
     if not 0 <= args.interval <= 3600:
         parser.error("--interval must be from 0 to 3600 seconds")
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
-    if sys.platform == "win32":  # else Ctrl-C waits until a client comes (cpython issue 85609)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
-        with socket.create_server((args.host.encode(), args.port), backlog=1024) as listener:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send replies at once
-            host, port = listener.getsockname()
-            print(f"listening on {host}:{port} (non-blocking, every {args.interval} s)", flush=True)
-            serve(listener, args.interval)
-    except KeyboardInterrupt:
-        log.warning("stopped")
-    except (OSError, OverflowError, UnicodeError) as error:
+        listener = socket.create_server((args.host, args.port), backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        address = "{}:{}".format(*listener.getsockname())
+        print(f"listening on {address} (non-blocking, every {args.interval} s)", flush=True)
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+    with listener:
+        serve(listener, args.interval)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        log.warning("stopped")
