@@ -2,8 +2,8 @@
 
 A coroutine is a function that can pause at an await and continue later. Each client has one; it
 reads like blocking_server.py, with an await before each call that would block. While it is
-paused, the event loop runs others. It hands over both phases of receiving, (1) waiting for data
-and (2) copying it from the kernel. On Linux and macOS the event loop does both, with a selector:
+paused, others run. The event loop does both phases of receiving, (1) waiting for data and
+(2) copying it from the kernel. On Linux and macOS it uses a selector and recv():
 
     coroutine of B           event loop               kernel                   (B's receive buffer)
     await sock_recv(B) --->  recv(B) -------------->  no data yet            -   -+
@@ -15,7 +15,7 @@ and (2) copying it from the kernel. On Linux and macOS the event loop does both,
 On Windows it asks the kernel to receive. This is asynchronous I/O, model 5 of Stevens' five:
 
     await sock_recv(B) --->  start recv(B) -------->  no data yet            -   -+  (1) and (2):
-      |  paused              waits for any of these   data for B arrives   data   |  the event loop
+      |  paused              waits for completions    data for B arrives   data   |  the event loop
       |                        |  blocked             copies it              -    |  is told when
     data <-----------------  recv(B) is complete <--                             -+  both are done
 
@@ -44,7 +44,7 @@ RECV_SIZE = 65536  # bytes: the most that one recv() returns
 async def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket, each in a task of its own, forever."""
     loop = asyncio.get_running_loop()
-    listener.setblocking(False)
+    listener.setblocking(False)  # as asyncio requires
     tasks: set[asyncio.Task[None]] = set()  # the event loop alone does not keep tasks alive
     while True:
         await asyncio.sleep(0)  # let the clients' tasks run, even if accepting never pauses
@@ -52,7 +52,7 @@ async def serve(listener: socket.socket) -> None:
             sock, address = await loop.sock_accept(listener)  # sock is non-blocking
         except ConnectionError:
             continue  # that client is already gone
-        except OSError as error:  # usually out of resources, such as file descriptors
+        except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
             log.info("full (%s): new clients will have to wait", error)
             await asyncio.sleep(1)  # then try again
             continue
@@ -71,8 +71,8 @@ async def handle_client(sock: socket.socket, name: str) -> None:
         try:
             while not conversation.finished and (data := await loop.sock_recv(sock, RECV_SIZE)):
                 log.info("%s: received %d bytes: %r", name, len(data), data[:50])
-                await loop.sock_sendall(sock, conversation.reply(data))  # pauses if it is full
-                await asyncio.sleep(0)  # let others run: await does not, if sock is ready
+                await loop.sock_sendall(sock, conversation.reply(data))  # backpressure: may pause
+                await asyncio.sleep(0)  # let others run: awaiting a ready sock does not
             if conversation.finished:
                 await half_close(sock)
             log.info("%s: closed (%s)", name, "quit" if conversation.finished else "end of stream")
@@ -83,10 +83,10 @@ async def handle_client(sock: socket.socket, name: str) -> None:
 # ---- After a q
 
 async def half_close(sock: socket.socket) -> None:
-    """End our direction, and wait until the client closes. Raise OSError after a reset."""
+    """End our direction and wait until the client closes. Raise OSError on reset."""
     # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-    # end of stream, and closes. After close(), data that it still sends, or that we did not
-    # receive, would cause a reset, and replies in transit could be lost.
+    # end of stream, and closes. If we closed instead, data that is unread or still to come
+    # would cause a reset (an abort), and replies in transit could be lost.
     sock.shutdown(socket.SHUT_WR)
     while await asyncio.get_running_loop().sock_recv(sock, RECV_SIZE):
         await asyncio.sleep(0)  # let others run, if the client sends without a pause
@@ -107,13 +107,13 @@ class Conversation:
         if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
-        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
-        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
-        text = self.tail + data
-        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
+        # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
+        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        joined = self.tail + data
+        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]
-        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
@@ -134,7 +134,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
         print("listening on {}:{} (asyncio)".format(*listener.getsockname()), flush=True)
     except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")

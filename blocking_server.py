@@ -1,7 +1,7 @@
 """Echo server with blocking I/O: model 1 of Stevens' five I/O models.
 
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
-A blocking recv() does both: it returns only when data has arrived and has been copied.
+A blocking recv() does both, and then returns. (The kernel is the core of the operating system.)
 
     application                         kernel                   A     B    (receive buffers)
     recv(A) ------------------------->  no data yet              -     -   -+
@@ -11,10 +11,10 @@ A blocking recv() does both: it returns only when data has arrived and has been 
     recv(A) ------------------------->  no data yet              -    data
       |  blocked, and nobody reads the data of B until A has left
 
-Cost: a thread can wait for only one client. Others wait in the backlog, the kernel's queue of
-connections that have not been accepted. The classic remedy is threads: with --threads 4, four
-threads run this loop, and each new client wakes one that is blocked in accept(). (For that, each
-thread needs a file descriptor, the number of an open socket; a process may have only so many.)
+Cost: a thread can wait for only one client (an iterative server); others wait in the backlog, the
+kernel's queue of connections not accepted yet. The classic remedy is threads (a concurrent server):
+with --threads 4, four run this loop, and each new client wakes one of those blocked in accept().
+(Each needs a file descriptor, the number of an open socket; a process may have only so many.)
 
     python blocking_server.py           and in a second terminal: python client.py
     Read next: nonblocking_server.py, where one thread serves all clients.
@@ -37,18 +37,18 @@ log = logging.getLogger(__name__)
 RECV_SIZE = 65536  # bytes: the most that one recv() returns
 
 
-def serve(listener: socket.socket, retry: threading.Lock) -> None:
+def serve(listener: socket.socket, pause: threading.Lock) -> None:
     """Serve the clients of a listening socket, one after another, forever."""
     while True:
         try:
             sock, address = listener.accept()  # blocks until a client connects
         except ConnectionError:
             continue  # that client is already gone
-        except OSError as error:  # usually out of resources, such as file descriptors
-            if retry.acquire(timeout=1):  # a lock: only one thread per second says so
+        except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
+            if pause.acquire(timeout=1):  # of many threads, only one per second logs this
                 log.info("full (%s): new clients will have to wait", error)
                 time.sleep(1)
-                retry.release()
+                pause.release()
             continue
         host, port = address or ("?", "?")  # macOS: no address if the client is already gone
         handle_client(sock, f"{host}:{port}")
@@ -73,10 +73,10 @@ def handle_client(sock: socket.socket, name: str) -> None:
 # ---- After a q
 
 def half_close(sock: socket.socket) -> None:
-    """End our direction, and wait until the client closes. Raise OSError if it is silent."""
+    """End our direction and wait until the client closes. Raise OSError on reset or silence."""
     # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-    # end of stream, and closes. After close(), data that it still sends, or that we did not
-    # receive, would cause a reset, and replies in transit could be lost.
+    # end of stream, and closes. If we closed instead, data that is unread or still to come
+    # would cause a reset (an abort), and replies in transit could be lost.
     sock.shutdown(socket.SHUT_WR)
     sock.settimeout(1)  # second per recv(), so that a silent client does not hold up the next
     while sock.recv(RECV_SIZE):
@@ -98,13 +98,13 @@ class Conversation:
         if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
-        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
-        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
-        text = self.tail + data
-        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
+        # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
+        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        joined = self.tail + data
+        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]
-        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
@@ -122,24 +122,24 @@ def main() -> None:
     args = parser.parse_args()
     if not 1 <= args.threads <= 1000:
         parser.error("--threads must be from 1 to 1000")
-    retry = threading.Lock()
+    pause = threading.Lock()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
         for _ in range(args.threads - 1):
-            threading.Thread(target=serve, args=[listener, retry], daemon=True).start()
+            threading.Thread(target=serve, args=[listener, pause], daemon=True).start()
         address = "{}:{}".format(*listener.getsockname())
         print(f"listening on {address} (blocking, threads: {args.threads})", flush=True)
     except (OSError, OverflowError, RuntimeError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
     with listener:
         try:
-            serve(listener, retry)
-        finally:  # the other threads may still log: hold the log's lock while Python exits
+            serve(listener, pause)
+        finally:  # other threads may still log: hold the log's lock while Python exits
             logging.getLogger().handlers[0].acquire()
 
 

@@ -14,7 +14,7 @@ list of sockets, and the application only tells it what changes.
     epoll_wait() -------------------->  has the list already
 
 A silent client costs no CPU time. The limits are memory and the number of file descriptors
-(numbers of open sockets) that a process may have. Cost: a system call per change of the list.
+(numbers of open sockets) that a process may have. Cost: a system call per change to the list.
 
     python epoll_server.py              and in a second terminal: python client.py
     Read next: selectors_server.py, which does the same on every platform.
@@ -36,22 +36,22 @@ log = logging.getLogger(__name__)
 
 def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket from one loop, forever."""
-    listener.setblocking(False)  # the client may be gone by then, and accept() would block
+    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() would block
     connections: dict[int, Connection] = {}  # by file descriptor
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
     while True:
         # Level-triggered: poll() reports a socket every time, for as long as it is ready. So we
         # receive once, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
-        # would report new data only once, and an unread rest not until more data arrives.)
-        for fd, _ in epoll.poll():  # blocks (in epoll_wait) until at least one is ready
+        # would report new data only once, and an unread rest only when more data arrives.)
+        for fd, _ in epoll.poll():  # calls epoll_wait(), which blocks until any is ready
             if fd == listener.fileno():
                 new, full = accept_client(listener, len(connections))
                 if new:
                     connections[new.sock.fileno()] = new
                     epoll.register(new.sock, select.EPOLLIN)
                 elif full:
-                    epoll.modify(listener, 0)  # stop watching it until a client leaves
+                    epoll.modify(listener, 0)  # it stays readable: ignore it until a client leaves
             else:
                 connection = connections[fd]
                 # A socket is nearly always writable: its send buffer has room. If all were watched
@@ -104,16 +104,16 @@ class Connection:
         elif not self.conversation.finished:  # data after a q is ignored
             log.info("%s: received %d bytes: %r", self.name, len(data), data[:50])
             self.unsent = self.conversation.reply(data)
-            self.send()  # after a q also an empty reply: it ends our direction
+            self.send()  # even if the reply is empty: after a q, this ends our direction
 
     def send(self) -> None:
-        """Send as many of the unsent bytes as fit into the send buffer. Raise OSError."""
+        """Send the unsent bytes that fit into the send buffer. Raise OSError if that fails."""
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         if self.conversation.finished and not self.unsent:
             # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-            # end of stream, and closes. After close(), data that it still sends, or that we did not
-            # receive, would cause a reset, and replies in transit could be lost.
+            # end of stream, and closes. If we closed instead, data that is unread or still to come
+            # would cause a reset (an abort), and replies in transit could be lost.
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -122,17 +122,17 @@ class Connection:
         log.info("%s: closed (%s)", self.name, self.end_reason)
 
 
-def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
-    """Return a new client's connection or None, and True to accept no more until one leaves."""
+def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
+    """Accept a client; return its connection or None, and True to stop until a client leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
-    except OSError as error:  # usually out of resources, such as file descriptors
+    except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
         log.info("full (%s): new clients will have to wait", error)
-        if not clients:  # nobody is connected who could leave
+        if not connected:  # nobody could leave
             time.sleep(1)  # then try again
-        return None, clients > 0
+        return None, connected > 0
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
     log.info("%s:%s: connected", host, port)
@@ -154,13 +154,13 @@ class Conversation:
         if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
-        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
-        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
-        text = self.tail + data
-        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
+        # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
+        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        joined = self.tail + data
+        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]
-        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
@@ -183,7 +183,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
         print("listening on {}:{} (epoll)".format(*listener.getsockname()), flush=True)
     except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")

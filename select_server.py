@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket from one loop, forever."""
     lower_file_limit()  # a file descriptor of 1024 or above would be too high for select()
-    listener.setblocking(False)  # the client may be gone by then, and accept() would block
+    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() would block
     connections: dict[int, Connection] = {}  # by file descriptor
     full = False  # True while there is no room: new clients then wait in the backlog
     while True:
@@ -50,13 +50,13 @@ def serve(listener: socket.socket) -> None:
         writers = [fd for fd, connection in connections.items() if connection.unsent]
         if not full:  # the listener of a full server stays readable, and select() would not block
             readers.append(listener.fileno())
-        readable, writable, _ = select.select(readers, writers, [])  # blocks until one is ready
+        readable, writable, _ = select.select(readers, writers, [])  # blocks until any is ready
         for fd in readable + writable:  # one turn each, so nobody waits long
             if fd == listener.fileno():
                 new, full = accept_client(listener, len(connections))
                 if new:
                     connections[new.sock.fileno()] = new
-                    if sys.platform == "win32" and len(connections) == 511:  # and the listener
+                    if sys.platform == "win32" and len(connections) == 511:  # and the listener: 512
                         log.info("full (select: 512 sockets): new clients will have to wait")
                         full = True
             else:
@@ -106,16 +106,16 @@ class Connection:
         elif not self.conversation.finished:  # data after a q is ignored
             log.info("%s: received %d bytes: %r", self.name, len(data), data[:50])
             self.unsent = self.conversation.reply(data)
-            self.send()  # after a q also an empty reply: it ends our direction
+            self.send()  # even if the reply is empty: after a q, this ends our direction
 
     def send(self) -> None:
-        """Send as many of the unsent bytes as fit into the send buffer. Raise OSError."""
+        """Send the unsent bytes that fit into the send buffer. Raise OSError if that fails."""
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         if self.conversation.finished and not self.unsent:
             # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-            # end of stream, and closes. After close(), data that it still sends, or that we did not
-            # receive, would cause a reset, and replies in transit could be lost.
+            # end of stream, and closes. If we closed instead, data that is unread or still to come
+            # would cause a reset (an abort), and replies in transit could be lost.
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -124,17 +124,17 @@ class Connection:
         log.info("%s: closed (%s)", self.name, self.end_reason)
 
 
-def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
-    """Return a new client's connection or None, and True to accept no more until one leaves."""
+def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
+    """Accept a client; return its connection or None, and True to stop until a client leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
-    except OSError as error:  # usually out of resources, such as file descriptors
+    except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
         log.info("full (%s): new clients will have to wait", error)
-        if not clients:  # nobody is connected who could leave
+        if not connected:  # nobody could leave
             time.sleep(1)  # then try again
-        return None, clients > 0
+        return None, connected > 0
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
     log.info("%s:%s: connected", host, port)
@@ -165,13 +165,13 @@ class Conversation:
         if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
-        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
-        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
-        text = self.tail + data
-        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
+        # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
+        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        joined = self.tail + data
+        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]
-        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
@@ -192,7 +192,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
         print("listening on {}:{} (select)".format(*listener.getsockname()), flush=True)
     except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
         sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")

@@ -3,7 +3,7 @@
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
 For the waiting, selectors uses the best call that the platform has: epoll, kqueue, poll or select.
 Each socket is registered with a callback, the function to call when the socket is ready. A loop
-that waits for sockets and calls their callbacks is an event loop.
+that blocks until sockets are ready and then calls their callbacks is an event loop.
 
     application                         kernel               A     B     C    (receive buffers)
     selector.select() --------------->  no data yet          -     -     -   -+
@@ -12,6 +12,7 @@ that waits for sockets and calls their callbacks is an event loop.
     callback(B)
       recv(B) ----------------------->  copies it            -     -     -      (2) copying it
       send(B) ----------------------->  copies it into the send buffer of B
+    selector.select() --------------->  no data yet          -     -     -
 
 Cost: that of the underlying call, plus a little Python code per event.
 
@@ -44,12 +45,12 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
         if new:
             connections[new.sock] = new
             selector.register(new.sock, selectors.EVENT_READ, on_client)
-            # On Windows select() can watch 512 sockets, elsewhere only descriptors below 1024.
+            # 500 is safe: select() can watch 512 sockets on Windows, else descriptors below 1024.
             if isinstance(selector, selectors.SelectSelector) and len(connections) == 500:
                 log.info("full (500 clients for select): new clients will have to wait")
                 full = True
         if full:
-            selector.unregister(listener)  # until a client leaves
+            selector.unregister(listener)  # it stays readable: ignore it until a client leaves
 
     def on_client(sock: socket.socket) -> None:
         """Serve a client. Called when its socket is ready."""
@@ -65,13 +66,13 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
             # A socket is nearly always writable: its send buffer has room. If all were watched for
             # writing, select() would never block. So only those with unsent bytes are.
             event = selectors.EVENT_WRITE if connection.unsent else selectors.EVENT_READ
-            selector.modify(sock, event, on_client)
+            selector.modify(sock, event, on_client)  # no system call if nothing changes
 
-    listener.setblocking(False)  # the client may be gone by then, and accept() would block
+    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() would block
     selector.register(listener, selectors.EVENT_READ, on_accept)
     while True:
-        for key, _ in selector.select():  # blocks until at least one is ready
-            callback = key.data  # what was registered with key.fileobj, the socket
+        for key, _ in selector.select():  # blocks until any is ready
+            callback = key.data  # the function registered with key.fileobj, the socket
             callback(key.fileobj)
 
 
@@ -113,16 +114,16 @@ class Connection:
         elif not self.conversation.finished:  # data after a q is ignored
             log.info("%s: received %d bytes: %r", self.name, len(data), data[:50])
             self.unsent = self.conversation.reply(data)
-            self.send()  # after a q also an empty reply: it ends our direction
+            self.send()  # even if the reply is empty: after a q, this ends our direction
 
     def send(self) -> None:
-        """Send as many of the unsent bytes as fit into the send buffer. Raise OSError."""
+        """Send the unsent bytes that fit into the send buffer. Raise OSError if that fails."""
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         if self.conversation.finished and not self.unsent:
             # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-            # end of stream, and closes. After close(), data that it still sends, or that we did not
-            # receive, would cause a reset, and replies in transit could be lost.
+            # end of stream, and closes. If we closed instead, data that is unread or still to come
+            # would cause a reset (an abort), and replies in transit could be lost.
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -131,17 +132,17 @@ class Connection:
         log.info("%s: closed (%s)", self.name, self.end_reason)
 
 
-def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
-    """Return a new client's connection or None, and True to accept no more until one leaves."""
+def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
+    """Accept a client; return its connection or None, and True to stop until a client leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
-    except OSError as error:  # usually out of resources, such as file descriptors
+    except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
         log.info("full (%s): new clients will have to wait", error)
-        if not clients:  # nobody is connected who could leave
+        if not connected:  # nobody could leave
             time.sleep(1)  # then try again
-        return None, clients > 0
+        return None, connected > 0
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
     log.info("%s:%s: connected", host, port)
@@ -163,13 +164,13 @@ class Conversation:
         if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
             self.finished = True
             return b""
-        # TCP may split a q line: b"a\nq" was echoed already, and now b"\n" arrives. Together with
-        # the tail, b"a\nq", it is found. The part of data before the q is then empty.
-        text = self.tail + data
-        if b"q" in text and (quit_line := re.search(rb"\n(q\r?\n)", text)):
+        # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
+        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        joined = self.tail + data
+        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
             return data[: max(0, quit_line.start(1) - len(self.tail))]
-        self.tail = text[-3:]  # as long as an unfinished q line can be: b"\nq\r"
+        self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
@@ -193,7 +194,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited: no send delay
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
         address = "{}:{}".format(*listener.getsockname())
         print(f"listening on {address} ({type(selector).__name__})", flush=True)
     except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
