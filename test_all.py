@@ -316,7 +316,7 @@ class EveryServer(unittest.TestCase):
             server, _ = self.start(0, *self.many)
             clients = Process(CLIENT, f"--port={server.port}", "--clients=50", "--messages=99999")
             self.addCleanup(clients.kill)
-            eventually(lambda: server.log().count(b"received") > 500, "a server at work")
+            eventually(lambda server=server: server.log().count(b"received") > 500, "a server at work")
             self.assert_stops(server)
 
 
