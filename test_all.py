@@ -312,11 +312,14 @@ class EveryServer(unittest.TestCase):
         self.assert_stops(server := self.start(5)[0])
         self.assert_stops(self.start(0, "--quiet", "--port", str(server.port))[0])
         for _ in range(4 if self.many else self.name != "async" or sys.version_info >= (3, 11)):
-            server, _ = self.start(0, *self.many)
-            clients = Process(CLIENT, f"--port={server.port}", "--clients=50", "--messages=99999")
-            self.addCleanup(clients.kill)
-            server.wait_for_log(rb"(?s)(.*?received){500}")  # it is at work
-            self.assert_stops(server)
+            self.stop_at_work()
+
+    def stop_at_work(self) -> None:
+        server, _ = self.start(0, *self.many)
+        options = f"--port={server.port}", "--clients=50", "--messages=99999"
+        self.addCleanup(Process(CLIENT, *options).kill)
+        eventually(lambda: server.log().count(b"received") > 500, "a server at work")
+        self.assert_stops(server)
 
 
 class ManyAtOnce(EveryServer):
@@ -762,7 +765,6 @@ class ClientProcess(unittest.TestCase):
         return (process, *socks) if clients else process
 
     def interrupt(self, process: Process) -> tuple[bytes, bytes, int]:
-        """Press Ctrl-C when the client sleeps; return its stdout, its log and its status."""
         process.wait_for_rest()
         process.process.send_signal(signal.SIGINT)
         return process.result()
@@ -1299,7 +1301,6 @@ class Process:
                 self.said.append(data)
 
     def log(self) -> bytes:
-        """Return what it has said on stderr or the terminal, all of it if it has ended."""
         if self.process.poll() is not None:
             self.reader.join(DEADLINE)
         return b"".join(self.said).replace(b"\r\n", b"\n")
