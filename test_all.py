@@ -1082,7 +1082,6 @@ class Spy(socket.socket):
         self.inside.pass_gate()
         sizes: list[Any] = [len(x) if hasattr(x, "__len__") else x for x in args]
         call = f"{name}({', '.join(map(str, sizes))})"
-        self.inside.calls.append(f"{self.name}.{call}")
         if name == "recv" and self.endless:
             args = (*args, socket.MSG_PEEK)
         elif name == "send":
@@ -1090,8 +1089,9 @@ class Spy(socket.socket):
         try:
             result = getattr(super(), name)(*args)
         except BlockingIOError:
-            self.inside.calls[-1] += " would block"
+            self.inside.calls.append(f"{self.name}.{call} would block")
             raise
+        self.inside.calls.append(f"{self.name}.{call}")
         if name == "send" and self.endless:
             result = sizes[0]
         self.inside.pass_gate()
