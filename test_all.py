@@ -844,7 +844,7 @@ class ClientProcess(unittest.TestCase):
 
 class Pages(unittest.TestCase):
     def test_pages(self) -> None:
-        """Each stands alone, with its model in front; what they share is the same to the letter."""
+        """Each stands alone, with its model in front; what they share is the same text."""
         calls = ("listener.accept()", "connection.handle()", "select.select(readers, writers",
                  "in epoll.poll()", "in selector.select()", "loop.sock_accept(listener")
         of_options = r"(?m)^.*(thread|interval|epoll|selector| full =|finally|handlers|try:|" \
