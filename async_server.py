@@ -1,9 +1,10 @@
 """Echo server with coroutines, by asyncio: model 3 on Linux and macOS, model 5 on Windows.
 
-A coroutine is a function that can pause at an await and continue later. Each client has one; it
-reads like blocking_server.py, with an await before each call that would block. While it is
-paused, others run. The event loop does both phases of receiving, (1) waiting for data and
-(2) copying it from the kernel. On Linux and macOS it uses a selector and recv():
+A coroutine is a function that can pause at an await, keeping its variables and its place; the event
+loop resumes it. Each client has one, which reads like blocking_server.py, with an await before
+each call that would block. While it is paused, others run. The event loop does both phases of
+receiving, (1) waiting for data and (2) copying it from the kernel. On Linux and macOS it uses a
+selector and recv():
 
     coroutine of B           event loop               kernel                   (B's receive buffer)
     await sock_recv(B) --->  recv(B) -------------->  no data yet            -   -+
@@ -19,7 +20,7 @@ On Windows it asks the kernel to receive. This is asynchronous I/O, model 5 of S
       |                        |  blocked             copies it              -    |  is told when
     data <-----------------  recv(B) is complete <--                             -+  both are done
 
-Cost: more CPU time per message, for the work of the event loop.
+Cost: the work of the event loop is CPU time, above all when a coroutine pauses.
 
     python async_server.py              and in a second terminal: python client.py
     Model 4, signal-driven I/O, is rarely used; the README has an example.
@@ -29,7 +30,6 @@ import argparse
 import asyncio
 import logging
 import re
-import signal
 import socket
 import sys
 
@@ -45,7 +45,7 @@ async def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket, each in a task of its own, forever."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)  # as asyncio requires
-    tasks: set[asyncio.Task[None]] = set()  # the event loop alone does not keep tasks alive
+    tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
     while True:
         await asyncio.sleep(0)  # let the clients' tasks run, even if accepting never pauses
         try:
@@ -53,17 +53,21 @@ async def serve(listener: socket.socket) -> None:
         except ConnectionError:
             continue  # that client is already gone
         except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
-            log.info("full (%s): new clients will have to wait", error)
-            await asyncio.sleep(1)  # then try again
+            log.info("full (%s): trying again in a second", error)
+            if tasks:  # or as soon as a client leaves
+                await asyncio.wait(tasks, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(1)
             continue
         host, port = address or ("?", "?")  # macOS: no address if the client is already gone
         task = loop.create_task(handle_client(sock, f"{host}:{port}"))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        del task  # asyncio shows a mistake in a task when the last reference to it is gone
 
 
 async def handle_client(sock: socket.socket, name: str) -> None:
-    """Echo what a client sends until it quits, closes, or resets the connection."""
+    """Echo data until the client quits, closes (recv() returns b""), or resets."""
     log.info("%s: connected", name)
     loop = asyncio.get_running_loop()
     conversation = Conversation()
@@ -85,8 +89,8 @@ async def handle_client(sock: socket.socket, name: str) -> None:
 async def half_close(sock: socket.socket) -> None:
     """End our direction and wait until the client closes. Raise OSError on reset."""
     # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-    # end of stream, and closes. If we closed instead, data that is unread or still to come
-    # would cause a reset (an abort), and replies in transit could be lost.
+    # end of stream, and closes when it likes. If we closed instead, data that is unread or
+    # still to come could cause a reset (an abort), and replies in transit could be lost.
     sock.shutdown(socket.SHUT_WR)
     while await asyncio.get_running_loop().sock_recv(sock, RECV_SIZE):
         await asyncio.sleep(0)  # let others run, if the client sends without a pause
@@ -108,17 +112,17 @@ class Conversation:
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
         joined = self.tail + data
-        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
+        if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]
+            return joined[len(self.tail) : quit_line.start(1)]
         self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
 
-# ---- The command line: the same in all servers
+# ---- The command line
 
 def main() -> None:
     """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
@@ -130,14 +134,13 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
-    if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
-        print("listening on {}:{} (asyncio)".format(*listener.getsockname()), flush=True)
-    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
-        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        host, port = listener.getsockname()
+        print(f"listening on {host}:{port} (asyncio)", flush=True)
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")  # the last two: bad --host
     with listener:
         asyncio.run(serve(listener))
 
@@ -146,4 +149,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        log.warning("stopped")
+        log.warning("stopped")  # clients see the end of the stream, or a reset

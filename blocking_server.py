@@ -8,19 +8,22 @@ A blocking recv() does both, and then returns. (The kernel is the core of the op
       |  blocked                                                 -    data  |  (1) waiting for data
       |  blocked                        data for A arrives     data   data -+
     data <----------------------------  copies it                -    data     (2) copying it
+    sendall(A) ---------------------->  copies it into the send buffer of A
     recv(A) ------------------------->  no data yet              -    data
       |  blocked, and nobody reads the data of B until A has left
 
-Cost: a thread can wait for only one client (an iterative server); others wait in the backlog, the
-kernel's queue of connections not accepted yet. The classic remedy is threads (a concurrent server):
-with --threads 4, four run this loop, and each new client wakes one of those blocked in accept().
-(Each needs a file descriptor, the number of an open socket; a process may have only so many.)
+Cost: a thread can wait for only one client. With one thread the server is iterative: other clients
+wait in the backlog, the kernel's queue of connections not accepted yet. (They do not notice: to
+them they are connected.) The classic remedy is threads (a concurrent server): with --threads 4,
+four run this loop, and each new client wakes one that is blocked in accept(). (Each client needs a
+file descriptor, the number of an open socket, and a process may have only so many.)
 
     python blocking_server.py           and in a second terminal: python client.py
     Read next: nonblocking_server.py, where one thread serves all clients.
 """
 
 import argparse
+import contextlib
 import logging
 import re
 import signal
@@ -37,7 +40,7 @@ log = logging.getLogger(__name__)
 RECV_SIZE = 65536  # bytes: the most that one recv() returns
 
 
-def serve(listener: socket.socket, pause: threading.Lock) -> None:
+def serve(listener: socket.socket) -> None:
     """Serve the clients of a listening socket, one after another, forever."""
     while True:
         try:
@@ -45,17 +48,15 @@ def serve(listener: socket.socket, pause: threading.Lock) -> None:
         except ConnectionError:
             continue  # that client is already gone
         except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
-            if pause.acquire(timeout=1):  # of many threads, only one per second logs this
-                log.info("full (%s): new clients will have to wait", error)
-                time.sleep(1)
-                pause.release()
+            log.info("full (%s): trying again in a second", error)
+            time.sleep(1)
             continue
         host, port = address or ("?", "?")  # macOS: no address if the client is already gone
         handle_client(sock, f"{host}:{port}")
 
 
 def handle_client(sock: socket.socket, name: str) -> None:
-    """Echo what a client sends until it quits, closes, or resets the connection."""
+    """Echo data until the client quits, closes (recv() returns b""), or resets."""
     log.info("%s: connected", name)
     conversation = Conversation()
     with sock:
@@ -73,12 +74,14 @@ def handle_client(sock: socket.socket, name: str) -> None:
 # ---- After a q
 
 def half_close(sock: socket.socket) -> None:
-    """End our direction and wait until the client closes. Raise OSError on reset or silence."""
+    """End our direction and wait until the client closes. Raise OSError on a reset or silence."""
     # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-    # end of stream, and closes. If we closed instead, data that is unread or still to come
-    # would cause a reset (an abort), and replies in transit could be lost.
+    # end of stream, and closes when it likes. If we closed instead, data that is unread or
+    # still to come could cause a reset (an abort), and replies in transit could be lost.
     sock.shutdown(socket.SHUT_WR)
-    sock.settimeout(1)  # second per recv(), so that a silent client does not hold up the next
+    # A second for each recv(): a silent client must not hold up the next one. If it sends again
+    # after that, its connection is reset, and the replies still in our send buffer are lost.
+    sock.settimeout(1)
     while sock.recv(RECV_SIZE):
         pass
 
@@ -99,17 +102,17 @@ class Conversation:
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
         joined = self.tail + data
-        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
+        if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]
+            return joined[len(self.tail) : quit_line.start(1)]
         self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
 
-# ---- The command line: the same in all servers
+# ---- The command line
 
 def main() -> None:
     """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
@@ -122,29 +125,31 @@ def main() -> None:
     args = parser.parse_args()
     if not 1 <= args.threads <= 1000:
         parser.error("--threads must be from 1 to 1000")
-    pause = threading.Lock()
-    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
+    line = "%(asctime)s.%(msecs)03d %(message)s"
+    logging.basicConfig(format=line, datefmt="%H:%M:%S", force=True)  # a past run's log is locked
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
         for _ in range(args.threads - 1):
-            threading.Thread(target=serve, args=[listener, pause], daemon=True).start()
-        address = "{}:{}".format(*listener.getsockname())
-        print(f"listening on {address} (blocking, threads: {args.threads})", flush=True)
-    except (OSError, OverflowError, RuntimeError, TypeError) as error:  # TypeError: an odd --host
-        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+            threading.Thread(target=serve, args=[listener], daemon=True).start()  # or RuntimeError
+        host, port = listener.getsockname()
+        print(f"listening on {host}:{port} (blocking, threads: {args.threads})", flush=True)
+    except (OSError, OverflowError, RuntimeError, TypeError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")  # the last two: bad --host
     with listener:
         try:
-            serve(listener, pause)
-        finally:  # other threads may still log: hold the log's lock while Python exits
-            logging.getLogger().handlers[0].acquire()
+            serve(listener)
+        finally:
+            logging.getLogger().handlers[0].acquire()  # so that other threads cannot log any more
+            with contextlib.suppress(OSError):  # macOS refuses this
+                listener.shutdown(socket.SHUT_RDWR)  # wakes the threads blocked in accept()
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        log.warning("stopped")
+        log.warning("stopped")  # clients see the end of the stream, or a reset

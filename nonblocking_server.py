@@ -24,9 +24,9 @@ has to wait. With --interval 0 the server never sleeps (busy-waiting) and keeps 
 """
 
 import argparse
+import errno
 import logging
 import re
-import signal
 import socket
 import sys
 import time
@@ -62,6 +62,8 @@ def serve(listener: socket.socket, interval: float) -> None:
 # ---- A client: the same in nonblocking, select, epoll and selectors
 
 RECV_SIZE = 65536  # bytes: the most that one recv() returns
+# What accept() raises if no file descriptor or no memory is left:
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Connection:
@@ -90,7 +92,7 @@ class Connection:
         return True
 
     def receive(self) -> None:
-        """Receive once, and send the reply. Raise OSError if the connection is lost."""
+        """Receive once and send the reply. Raise OSError if that would block or fails."""
         data = self.sock.recv(RECV_SIZE)  # (2) copies the data
         if not data:  # the client's end of stream
             self.end_reason = "quit" if self.conversation.finished else "end of stream"
@@ -100,13 +102,13 @@ class Connection:
             self.send()  # even if the reply is empty: after a q, this ends our direction
 
     def send(self) -> None:
-        """Send the unsent bytes that fit into the send buffer. Raise OSError if that fails."""
+        """Send the unsent bytes that fit into the send buffer. Raise OSError if none do."""
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         if self.conversation.finished and not self.unsent:
             # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-            # end of stream, and closes. If we closed instead, data that is unread or still to come
-            # would cause a reset (an abort), and replies in transit could be lost.
+            # end of stream, and closes when it likes. If we closed instead, data that is unread or
+            # still to come could cause a reset (an abort), and replies in transit could be lost.
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -116,16 +118,18 @@ class Connection:
 
 
 def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
-    """Accept a client; return its connection or None, and True to stop until a client leaves."""
+    """Return a new connection or None, and whether to stop until one of the connected leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
-    except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
-        log.info("full (%s): new clients will have to wait", error)
-        if not connected:  # nobody could leave
-            time.sleep(1)  # then try again
-        return None, connected > 0
+    except OSError as error:
+        if connected and error.errno in OUT_OF_RESOURCES:
+            log.info("full (%s): new clients will have to wait", error)
+            return None, True
+        log.info("cannot accept (%s): trying again in a second", error)
+        time.sleep(1)  # an error that lasts must not keep a core busy
+        return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
     log.info("%s:%s: connected", host, port)
@@ -148,17 +152,17 @@ class Conversation:
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
         joined = self.tail + data
-        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
+        if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]
+            return joined[len(self.tail) : quit_line.start(1)]
         self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
 
-# ---- The command line: the same in all servers
+# ---- The command line
 
 def main() -> None:
     """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
@@ -174,15 +178,13 @@ def main() -> None:
         parser.error("--interval must be from 0 to 3600 seconds")
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
-    if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
-        address = "{}:{}".format(*listener.getsockname())
-        print(f"listening on {address} (non-blocking, every {args.interval} s)", flush=True)
-    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
-        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        host, port = listener.getsockname()
+        print(f"listening on {host}:{port} (non-blocking, every {args.interval} s)", flush=True)
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")  # the last two: bad --host
     with listener:
         serve(listener, args.interval)
 
@@ -191,4 +193,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        log.warning("stopped")
+        log.warning("stopped")  # clients see the end of the stream, or a reset

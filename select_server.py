@@ -13,14 +13,15 @@ recv() returns immediately, with data, the end of the stream or an error.
     select([A, B, C]) --------------->  the whole list again
 
 Cost: application and kernel go through the whole list in each call, even if only one socket is
-ready. And there is a limit: select() cannot watch a file descriptor (the number of an open
-socket or file) of 1024 or above; on Windows, more than 512 sockets.
+ready. And there is a limit, because select() uses tables of a fixed size (FD_SETSIZE): for file
+descriptors (the numbers of open sockets or files) 0 to 1023; on Windows, for 512 sockets.
 
     python select_server.py             and in a second terminal: python client.py
     Read next: epoll_server.py, where the kernel keeps the list.
 """
 
 import argparse
+import errno
 import logging
 import re
 import select
@@ -40,25 +41,23 @@ log = logging.getLogger(__name__)
 def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket from one loop, forever."""
     lower_file_limit()  # a file descriptor of 1024 or above would be too high for select()
-    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() would block
+    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() could block
     connections: dict[int, Connection] = {}  # by file descriptor
     full = False  # True while there is no room: new clients then wait in the backlog
     while True:
-        # A socket is nearly always writable: its send buffer has room. If all were watched for
-        # writing, select() would never block. So only those with unsent bytes are.
+        # A socket is nearly always writable: send() would take some bytes, or fail. If all were
+        # watched for writing, select() would never block. So we watch those with unsent bytes.
         readers = [fd for fd, connection in connections.items() if not connection.unsent]
         writers = [fd for fd, connection in connections.items() if connection.unsent]
         if not full:  # the listener of a full server stays readable, and select() would not block
             readers.append(listener.fileno())
         readable, writable, _ = select.select(readers, writers, [])  # blocks until any is ready
-        for fd in readable + writable:  # one turn each, so nobody waits long
-            if fd == listener.fileno():
+        for fd in readable + writable:  # none is in both: one turn each, so nobody waits long
+            if fd == listener.fileno():  # it is readable: a client is in the backlog
                 new, full = accept_client(listener, len(connections))
                 if new:
                     connections[new.sock.fileno()] = new
-                    if sys.platform == "win32" and len(connections) == 511:  # and the listener: 512
-                        log.info("full (select: 512 sockets): new clients will have to wait")
-                        full = True
+                    full = select_is_full(len(connections))
             else:
                 connection = connections[fd]
                 connection.handle()
@@ -71,6 +70,8 @@ def serve(listener: socket.socket) -> None:
 # ---- A client: the same in nonblocking, select, epoll and selectors
 
 RECV_SIZE = 65536  # bytes: the most that one recv() returns
+# What accept() raises if no file descriptor or no memory is left:
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Connection:
@@ -99,7 +100,7 @@ class Connection:
         return True
 
     def receive(self) -> None:
-        """Receive once, and send the reply. Raise OSError if the connection is lost."""
+        """Receive once and send the reply. Raise OSError if that would block or fails."""
         data = self.sock.recv(RECV_SIZE)  # (2) copies the data
         if not data:  # the client's end of stream
             self.end_reason = "quit" if self.conversation.finished else "end of stream"
@@ -109,13 +110,13 @@ class Connection:
             self.send()  # even if the reply is empty: after a q, this ends our direction
 
     def send(self) -> None:
-        """Send the unsent bytes that fit into the send buffer. Raise OSError if that fails."""
+        """Send the unsent bytes that fit into the send buffer. Raise OSError if none do."""
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         if self.conversation.finished and not self.unsent:
             # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-            # end of stream, and closes. If we closed instead, data that is unread or still to come
-            # would cause a reset (an abort), and replies in transit could be lost.
+            # end of stream, and closes when it likes. If we closed instead, data that is unread or
+            # still to come could cause a reset (an abort), and replies in transit could be lost.
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -125,16 +126,18 @@ class Connection:
 
 
 def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
-    """Accept a client; return its connection or None, and True to stop until a client leaves."""
+    """Return a new connection or None, and whether to stop until one of the connected leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
-    except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
-        log.info("full (%s): new clients will have to wait", error)
-        if not connected:  # nobody could leave
-            time.sleep(1)  # then try again
-        return None, connected > 0
+    except OSError as error:
+        if connected and error.errno in OUT_OF_RESOURCES:
+            log.info("full (%s): new clients will have to wait", error)
+            return None, True
+        log.info("cannot accept (%s): trying again in a second", error)
+        time.sleep(1)  # an error that lasts must not keep a core busy
+        return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
     log.info("%s:%s: connected", host, port)
@@ -144,10 +147,18 @@ def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection 
 # ---- The limit of select()
 
 def lower_file_limit() -> None:
-    """Let accept() fail before it returns a file descriptor that is too high for select()."""
+    """Make the kernel refuse a file descriptor that is too high for select(): accept() fails."""
     if sys.platform != "win32":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+
+
+def select_is_full(connected: int) -> bool:
+    """Return whether select() can watch no more sockets (on Windows: their number counts)."""
+    if sys.platform != "win32" or connected < 511:  # and the listener: 512
+        return False
+    log.info("full (select: 512 sockets): new clients will have to wait")
+    return True
 
 
 # ---- The conversation: the same in all servers
@@ -166,17 +177,17 @@ class Conversation:
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
         joined = self.tail + data
-        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
+        if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]
+            return joined[len(self.tail) : quit_line.start(1)]
         self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
 
-# ---- The command line: the same in all servers
+# ---- The command line
 
 def main() -> None:
     """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
@@ -192,10 +203,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
-        print("listening on {}:{} (select)".format(*listener.getsockname()), flush=True)
-    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
-        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        host, port = listener.getsockname()
+        print(f"listening on {host}:{port} (select)", flush=True)
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")  # the last two: bad --host
     with listener:
         serve(listener)
 
@@ -204,4 +216,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        log.warning("stopped")
+        log.warning("stopped")  # clients see the end of the stream, or a reset

@@ -1,9 +1,9 @@
 """Echo server with I/O multiplexing, by selectors: model 3 of Stevens' five I/O models.
 
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
-For the waiting, selectors uses the best call that the platform has: epoll, kqueue, poll or select.
-Each socket is registered with a callback, the function to call when the socket is ready. A loop
-that blocks until sockets are ready and then calls their callbacks is an event loop.
+For the waiting, selectors uses the platform's best call: epoll on Linux, kqueue on macOS, select
+on Windows. Each socket is registered with a callback, the function to call when it is ready. A
+loop that blocks until sockets are ready and then calls their callbacks is an event loop.
 
     application                         kernel               A     B     C    (receive buffers)
     selector.select() --------------->  no data yet          -     -     -   -+
@@ -21,6 +21,7 @@ Cost: that of the underlying call, plus a little Python code per event.
 """
 
 import argparse
+import errno
 import logging
 import re
 import select
@@ -39,21 +40,21 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
     """Serve all clients of a listening socket from one event loop, forever."""
     connections: dict[socket.socket, Connection] = {}
 
-    def on_accept(listener: socket.socket) -> None:
-        """Accept a client. Called when the listener is readable."""
+    def on_accept(listener: socket.socket, event: int) -> None:
+        """Accept a client. Called when the listener is readable: a client is in the backlog."""
         new, full = accept_client(listener, len(connections))
         if new:
             connections[new.sock] = new
             selector.register(new.sock, selectors.EVENT_READ, on_client)
-            # 500 is safe: select() can watch 512 sockets on Windows, else descriptors below 1024.
+            # 500 is below both limits of select(): 512 sockets on Windows, else descriptor 1023.
             if isinstance(selector, selectors.SelectSelector) and len(connections) == 500:
                 log.info("full (500 clients for select): new clients will have to wait")
                 full = True
         if full:
             selector.unregister(listener)  # it stays readable: ignore it until a client leaves
 
-    def on_client(sock: socket.socket) -> None:
-        """Serve a client. Called when its socket is ready."""
+    def on_client(sock: socket.socket, event: int) -> None:
+        """Serve a client. Called when its socket is ready, for reading or for writing."""
         connection = connections[sock]
         connection.handle()
         if connection.end_reason:
@@ -62,23 +63,26 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
             connection.close()
             if listener not in selector.get_map():
                 selector.register(listener, selectors.EVENT_READ, on_accept)
-        else:
-            # A socket is nearly always writable: its send buffer has room. If all were watched for
-            # writing, select() would never block. So only those with unsent bytes are.
-            event = selectors.EVENT_WRITE if connection.unsent else selectors.EVENT_READ
-            selector.modify(sock, event, on_client)  # no system call if nothing changes
+        elif connection.unsent:
+            # A socket is nearly always writable: send() would take some bytes, or fail. If all
+            # were watched for writing, select() would never block. So we watch this one.
+            selector.modify(sock, selectors.EVENT_WRITE, on_client)
+        elif event == selectors.EVENT_WRITE:
+            selector.modify(sock, selectors.EVENT_READ, on_client)  # all has been sent
 
-    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() would block
+    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() could block
     selector.register(listener, selectors.EVENT_READ, on_accept)
     while True:
-        for key, _ in selector.select():  # blocks until any is ready
+        for key, event in selector.select():  # blocks until any is ready
             callback = key.data  # the function registered with key.fileobj, the socket
-            callback(key.fileobj)
+            callback(key.fileobj, event)
 
 
 # ---- A client: the same in nonblocking, select, epoll and selectors
 
 RECV_SIZE = 65536  # bytes: the most that one recv() returns
+# What accept() raises if no file descriptor or no memory is left:
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Connection:
@@ -107,7 +111,7 @@ class Connection:
         return True
 
     def receive(self) -> None:
-        """Receive once, and send the reply. Raise OSError if the connection is lost."""
+        """Receive once and send the reply. Raise OSError if that would block or fails."""
         data = self.sock.recv(RECV_SIZE)  # (2) copies the data
         if not data:  # the client's end of stream
             self.end_reason = "quit" if self.conversation.finished else "end of stream"
@@ -117,13 +121,13 @@ class Connection:
             self.send()  # even if the reply is empty: after a q, this ends our direction
 
     def send(self) -> None:
-        """Send the unsent bytes that fit into the send buffer. Raise OSError if that fails."""
+        """Send the unsent bytes that fit into the send buffer. Raise OSError if none do."""
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         if self.conversation.finished and not self.unsent:
             # Half-close: shutdown() ends only our direction. The client gets every reply, then the
-            # end of stream, and closes. If we closed instead, data that is unread or still to come
-            # would cause a reset (an abort), and replies in transit could be lost.
+            # end of stream, and closes when it likes. If we closed instead, data that is unread or
+            # still to come could cause a reset (an abort), and replies in transit could be lost.
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
@@ -133,16 +137,18 @@ class Connection:
 
 
 def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
-    """Accept a client; return its connection or None, and True to stop until a client leaves."""
+    """Return a new connection or None, and whether to stop until one of the connected leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
-    except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
-        log.info("full (%s): new clients will have to wait", error)
-        if not connected:  # nobody could leave
-            time.sleep(1)  # then try again
-        return None, connected > 0
+    except OSError as error:
+        if connected and error.errno in OUT_OF_RESOURCES:
+            log.info("full (%s): new clients will have to wait", error)
+            return None, True
+        log.info("cannot accept (%s): trying again in a second", error)
+        time.sleep(1)  # an error that lasts must not keep a core busy
+        return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
     log.info("%s:%s: connected", host, port)
@@ -165,17 +171,17 @@ class Conversation:
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match. Nothing in data precedes the q, so nothing is sent back.
+        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
         joined = self.tail + data
-        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
+        if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
-            return data[: max(0, quit_line.start(1) - len(self.tail))]
+            return joined[len(self.tail) : quit_line.start(1)]
         self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
         self.filled = len(data) == RECV_SIZE
         return data
 
 
-# ---- The command line: the same in all servers
+# ---- The command line
 
 def main() -> None:
     """Parse the command line, then listen and serve until Ctrl-C, which ends all connections."""
@@ -185,7 +191,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8088, help="0: any free port (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="do not log clients")
     names = [n for n in ("select", "poll", "epoll", "kqueue", "devpoll") if hasattr(select, n)]
-    parser.add_argument("--selector", choices=names, default="default", help="instead of the best")
+    text = "use this one, not the best"
+    parser.add_argument("--selector", choices=names, default="default", help=text)
     args = parser.parse_args()
     selector = getattr(selectors, f"{args.selector.capitalize()}Selector")()
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
@@ -194,11 +201,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for each client: no delay
-        address = "{}:{}".format(*listener.getsockname())
-        print(f"listening on {address} ({type(selector).__name__})", flush=True)
-    except (OSError, OverflowError, TypeError) as error:  # TypeError: an odd --host
-        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        host, port = listener.getsockname()
+        print(f"listening on {host}:{port} ({type(selector).__name__})", flush=True)
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")  # the last two: bad --host
     with listener:
         serve(listener, selector)
 
@@ -207,4 +214,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        log.warning("stopped")
+        log.warning("stopped")  # clients see the end of the stream, or a reset
