@@ -20,7 +20,8 @@ On Windows it asks the kernel to receive. This is asynchronous I/O, model 5 of S
       |                        |  blocked             copies it              -    |  is told when
     data <-----------------  recv(B) is complete <--                             -+  both are done
 
-Cost: the work of the event loop is CPU time, above all when a coroutine pauses.
+Cost: CPU time, above all when a coroutine pauses. The event loop then has to register its socket
+with the selector, and to unregister it when data has arrived.
 
     python async_server.py              and in a second terminal: python client.py
     Model 4, signal-driven I/O, is rarely used; the README has an example.
@@ -45,7 +46,7 @@ async def serve(listener: socket.socket) -> None:
     """Serve all clients of a listening socket, each in a task of its own, forever."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)  # as asyncio requires
-    tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
+    tasks: set[asyncio.Task[None]] = set()  # asyncio has only weak references to tasks
     while True:
         await asyncio.sleep(0)  # let the clients' tasks run, even if accepting never pauses
         try:
@@ -63,7 +64,7 @@ async def serve(listener: socket.socket) -> None:
         task = loop.create_task(handle_client(sock, f"{host}:{port}"))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        del task  # asyncio shows a mistake in a task when the last reference to it is gone
+        del task  # asyncio shows an exception in a task when the last reference to it is gone
 
 
 async def handle_client(sock: socket.socket, name: str) -> None:
@@ -76,7 +77,7 @@ async def handle_client(sock: socket.socket, name: str) -> None:
             while not conversation.finished and (data := await loop.sock_recv(sock, RECV_SIZE)):
                 log.info("%s: received %d bytes: %r", name, len(data), data[:50])
                 await loop.sock_sendall(sock, conversation.reply(data))  # backpressure: may pause
-                await asyncio.sleep(0)  # let others run: awaiting a ready sock does not
+                await asyncio.sleep(0)  # let others run: awaiting a ready socket does not
             if conversation.finished:
                 await half_close(sock)
             log.info("%s: closed (%s)", name, "quit" if conversation.finished else "end of stream")
@@ -103,12 +104,12 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
-        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.filled = False  # True if the last recv() returned its maximum: a q may end a message
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Return the bytes to send back for the bytes of one recv()."""
-        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
+        if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
@@ -136,7 +137,7 @@ def main() -> None:
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
         host, port = listener.getsockname()
         print(f"listening on {host}:{port} (asyncio)", flush=True)
     except (OSError, OverflowError, TypeError, UnicodeError) as error:

@@ -1,7 +1,7 @@
 """Echo server with blocking I/O: model 1 of Stevens' five I/O models.
 
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
-A blocking recv() does both, and then returns. (The kernel is the core of the operating system.)
+A blocking recv() blocks its thread through both. (The kernel is the core of the operating system.)
 
     application                         kernel                   A     B    (receive buffers)
     recv(A) ------------------------->  no data yet              -     -   -+
@@ -13,10 +13,10 @@ A blocking recv() does both, and then returns. (The kernel is the core of the op
       |  blocked, and nobody reads the data of B until A has left
 
 Cost: a thread can wait for only one client. With one thread the server is iterative: other clients
-wait in the backlog, the kernel's queue of connections not accepted yet. (They do not notice: to
-them they are connected.) The classic remedy is threads (a concurrent server): with --threads 4,
-four run this loop, and each new client wakes one that is blocked in accept(). (Each client needs a
-file descriptor, the number of an open socket, and a process may have only so many.)
+wait in the backlog, the kernel's queue of connections not accepted yet. (They are connected, but
+get no reply.) The classic remedy is threads (a concurrent server): with --threads 4, four run this
+loop, each new client wakes one that is blocked in accept(), and a fifth client waits. A thread
+costs memory, and a client a file descriptor, the number of an open socket. Both are limited.
 
     python blocking_server.py           and in a second terminal: python client.py
     Read next: nonblocking_server.py, where one thread serves all clients.
@@ -93,12 +93,12 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
-        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.filled = False  # True if the last recv() returned its maximum: a q may end a message
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Return the bytes to send back for the bytes of one recv()."""
-        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
+        if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
@@ -125,14 +125,14 @@ def main() -> None:
     args = parser.parse_args()
     if not 1 <= args.threads <= 1000:
         parser.error("--threads must be from 1 to 1000")
-    line = "%(asctime)s.%(msecs)03d %(message)s"
-    logging.basicConfig(format=line, datefmt="%H:%M:%S", force=True)  # a past run's log is locked
+    layout = "%(asctime)s.%(msecs)03d %(message)s"
+    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # a past run locked its log
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Windows then ends us (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
         for _ in range(args.threads - 1):
             threading.Thread(target=serve, args=[listener], daemon=True).start()  # or RuntimeError
         host, port = listener.getsockname()
@@ -143,9 +143,9 @@ def main() -> None:
         try:
             serve(listener)
         finally:
-            logging.getLogger().handlers[0].acquire()  # so that other threads cannot log any more
+            logging.getLogger().handlers[0].acquire()  # no other thread logs after "stopped"
             with contextlib.suppress(OSError):  # macOS refuses this
-                listener.shutdown(socket.SHUT_RDWR)  # wakes the threads blocked in accept()
+                listener.shutdown(socket.SHUT_RDWR)  # otherwise a blocked accept() keeps the port
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ notes its socket as ready, so it need not go through the list either.
     send(B) ------------------------->  copies it into the send buffer of B
     epoll_wait() -------------------->  has the list already
 
-A silent client costs no CPU time. The limits are memory and the number of file descriptors
-(numbers of open sockets) that a process may have. Cost: a system call per change to the list.
+A silent client costs no CPU time, as a call goes through the ready sockets only. The limits are
+memory and the number of file descriptors (numbers of open sockets) that a process may have.
+Cost: a system call per change to the list.
 
     python epoll_server.py              and in a second terminal: python client.py
     Read next: selectors_server.py, which uses the best such call of each platform.
@@ -42,7 +43,7 @@ def serve(listener: socket.socket) -> None:
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
     while True:
-        # Level-triggered: poll() reports a socket every time, for as long as it is ready. So we
+        # Level-triggered: epoll reports a socket every time, for as long as it is ready. So we
         # receive once, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
         # would report new data only once, and what we left unread only when more arrives.)
         for fd, event in epoll.poll():  # epoll_wait() blocks until any is ready, or lost
@@ -55,14 +56,14 @@ def serve(listener: socket.socket) -> None:
                     epoll.modify(listener, 0)  # it stays readable: ignore it until a client leaves
             else:
                 connection = connections[fd]
-                connection.handle()  # if the client is lost, recv() or send() finds out
+                connection.handle()  # a lost client is reported, too: recv() or send() tells
                 if connection.end_reason:
                     del connections[fd]
                     connection.close()  # the kernel then drops it from its list
                     epoll.modify(listener, select.EPOLLIN)  # in case we had stopped watching it
                 elif connection.unsent:
-                    # A socket is nearly always writable: send() would take some bytes, or fail. If
-                    # all were watched for writing, poll() would never block. So we watch this one.
+                    # A socket is nearly always writable: send() takes some bytes or, after a
+                    # reset, fails. If all were watched for writing, epoll.poll() would never block.
                     epoll.modify(fd, select.EPOLLOUT)
                 elif event & select.EPOLLOUT:
                     epoll.modify(fd, select.EPOLLIN)  # all has been sent
@@ -126,18 +127,18 @@ class Connection:
         log.info("%s: closed (%s)", self.name, self.end_reason)
 
 
-def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
-    """Return a new connection or None, and whether to stop until one of the connected leaves."""
+def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
+    """Return a new connection or None, and whether to stop until one of the clients leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
     except OSError as error:
-        if connected and error.errno in OUT_OF_RESOURCES:
+        if clients and error.errno in OUT_OF_RESOURCES:
             log.info("full (%s): new clients will have to wait", error)
             return None, True
         log.info("cannot accept (%s): trying again in a second", error)
-        time.sleep(1)  # an error that lasts must not keep a core busy
+        time.sleep(1)  # stops all clients, but an error that lasts must not keep a core busy
         return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
@@ -152,12 +153,12 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
-        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.filled = False  # True if the last recv() returned its maximum: a q may end a message
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Return the bytes to send back for the bytes of one recv()."""
-        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
+        if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
@@ -187,7 +188,7 @@ def main() -> None:
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
         host, port = listener.getsockname()
         print(f"listening on {host}:{port} (epoll)", flush=True)
     except (OSError, OverflowError, TypeError, UnicodeError) as error:

@@ -45,8 +45,8 @@ def serve(listener: socket.socket) -> None:
     connections: dict[int, Connection] = {}  # by file descriptor
     full = False  # True while there is no room: new clients then wait in the backlog
     while True:
-        # A socket is nearly always writable: send() would take some bytes, or fail. If all were
-        # watched for writing, select() would never block. So we watch those with unsent bytes.
+        # A socket is nearly always writable: send() takes some bytes or, after a reset, fails. If
+        # all were in writers, select() would never block. So only those with unsent bytes are.
         readers = [fd for fd, connection in connections.items() if not connection.unsent]
         writers = [fd for fd, connection in connections.items() if connection.unsent]
         if not full:  # the listener of a full server stays readable, and select() would not block
@@ -125,18 +125,18 @@ class Connection:
         log.info("%s: closed (%s)", self.name, self.end_reason)
 
 
-def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
-    """Return a new connection or None, and whether to stop until one of the connected leaves."""
+def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
+    """Return a new connection or None, and whether to stop until one of the clients leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
     except OSError as error:
-        if connected and error.errno in OUT_OF_RESOURCES:
+        if clients and error.errno in OUT_OF_RESOURCES:
             log.info("full (%s): new clients will have to wait", error)
             return None, True
         log.info("cannot accept (%s): trying again in a second", error)
-        time.sleep(1)  # an error that lasts must not keep a core busy
+        time.sleep(1)  # stops all clients, but an error that lasts must not keep a core busy
         return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
@@ -153,9 +153,9 @@ def lower_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
 
 
-def select_is_full(connected: int) -> bool:
-    """Return whether select() can watch no more sockets (on Windows: their number counts)."""
-    if sys.platform != "win32" or connected < 511:  # and the listener: 512
+def select_is_full(clients: int) -> bool:
+    """On Windows, return whether select() can watch no more. Elsewhere, accept() then fails."""
+    if sys.platform != "win32" or clients < 511:  # and the listener: 512
         return False
     log.info("full (select: 512 sockets): new clients will have to wait")
     return True
@@ -168,12 +168,12 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
-        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.filled = False  # True if the last recv() returned its maximum: a q may end a message
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Return the bytes to send back for the bytes of one recv()."""
-        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
+        if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
@@ -200,10 +200,10 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Windows then ends us (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
         host, port = listener.getsockname()
         print(f"listening on {host}:{port} (select)", flush=True)
     except (OSError, OverflowError, TypeError, UnicodeError) as error:

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
     """Serve all clients of a listening socket from one event loop, forever."""
+    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() could block
     connections: dict[socket.socket, Connection] = {}
 
     def on_accept(listener: socket.socket, event: int) -> None:
@@ -64,13 +65,12 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
             if listener not in selector.get_map():
                 selector.register(listener, selectors.EVENT_READ, on_accept)
         elif connection.unsent:
-            # A socket is nearly always writable: send() would take some bytes, or fail. If all
-            # were watched for writing, select() would never block. So we watch this one.
+            # A socket is nearly always writable: send() takes some bytes or, after a reset, fails.
+            # If all were watched for writing, selector.select() would never block.
             selector.modify(sock, selectors.EVENT_WRITE, on_client)
-        elif event == selectors.EVENT_WRITE:
+        elif event & selectors.EVENT_WRITE:
             selector.modify(sock, selectors.EVENT_READ, on_client)  # all has been sent
 
-    listener.setblocking(False)  # ready is a hint: the client may be gone, and accept() could block
     selector.register(listener, selectors.EVENT_READ, on_accept)
     while True:
         for key, event in selector.select():  # blocks until any is ready
@@ -136,18 +136,18 @@ class Connection:
         log.info("%s: closed (%s)", self.name, self.end_reason)
 
 
-def accept_client(listener: socket.socket, connected: int) -> "tuple[Connection | None, bool]":
-    """Return a new connection or None, and whether to stop until one of the connected leaves."""
+def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
+    """Return a new connection or None, and whether to stop until one of the clients leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
         return None, False
     except OSError as error:
-        if connected and error.errno in OUT_OF_RESOURCES:
+        if clients and error.errno in OUT_OF_RESOURCES:
             log.info("full (%s): new clients will have to wait", error)
             return None, True
         log.info("cannot accept (%s): trying again in a second", error)
-        time.sleep(1)  # an error that lasts must not keep a core busy
+        time.sleep(1)  # stops all clients, but an error that lasts must not keep a core busy
         return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
@@ -162,12 +162,12 @@ class Conversation:
 
     def __init__(self) -> None:
         self.tail = b"\n"  # the last bytes received; at first, as if a line had just ended
-        self.filled = False  # True if the last recv() returned its maximum: a message may go on
+        self.filled = False  # True if the last recv() returned its maximum: a q may end a message
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
         """Return the bytes to send back for the bytes of one recv()."""
-        if data == b"q" and not self.filled:  # alone, from a client that sends no newlines
+        if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
@@ -198,10 +198,10 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Windows then ends us (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each client
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
         host, port = listener.getsockname()
         print(f"listening on {host}:{port} ({type(selector).__name__})", flush=True)
     except (OSError, OverflowError, TypeError, UnicodeError) as error:
