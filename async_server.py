@@ -1,8 +1,8 @@
 """Echo server with coroutines, by asyncio: model 3 on Linux and macOS, model 5 on Windows.
 
 A coroutine is a function that can pause at an await, keeping its variables and its place; the event
-loop resumes it. Each client has one, which reads like blocking_server.py, with an await before
-each call that would block. While it is paused, others run. The event loop does both phases of
+loop resumes it. Each client has one, which looks like blocking_server.py, with an await before
+each call that would block. While one is paused, others run. The event loop does both phases of
 receiving, (1) waiting for data and (2) copying it from the kernel. On Linux and macOS it uses a
 selector and recv():
 
@@ -20,8 +20,8 @@ On Windows it asks the kernel to receive. This is asynchronous I/O, model 5 of S
       |                        |  blocked             copies it              -    |  is told when
     data <-----------------  recv(B) is complete <--                             -+  both are done
 
-Cost: CPU time, above all when a coroutine pauses. The event loop then has to register its socket
-with the selector, and to unregister it when data has arrived.
+Cost: CPU time, above all when a coroutine pauses. The event loop then has to register the socket
+with the selector, and to unregister it when data arrives.
 
     python async_server.py              and in a second terminal: python client.py
     Model 4, signal-driven I/O, is rarely used; the README has an example.
@@ -55,7 +55,7 @@ async def serve(listener: socket.socket) -> None:
             continue  # that client is already gone
         except OSError as error:  # usually out of resources (EMFILE: no descriptor left)
             log.info("full (%s): trying again in a second", error)
-            if tasks:  # or as soon as a client leaves
+            if tasks:  # or once a client leaves
                 await asyncio.wait(tasks, timeout=1, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(1)
@@ -68,7 +68,7 @@ async def serve(listener: socket.socket) -> None:
 
 
 async def handle_client(sock: socket.socket, name: str) -> None:
-    """Echo data until the client quits, closes (recv() returns b""), or resets."""
+    """Echo data until the client quits, closes (recv() returns b""), or resets the connection."""
     log.info("%s: connected", name)
     loop = asyncio.get_running_loop()
     conversation = Conversation()
@@ -108,12 +108,12 @@ class Conversation:
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Return the bytes to send back for the bytes of one recv()."""
+        """Return the reply to the bytes of one recv()."""
         if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
+        # Joined, they match, and nothing is sent back. Looking for b"\nq" first saves searches.
         joined = self.tail + data
         if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True

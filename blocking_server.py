@@ -10,13 +10,13 @@ A blocking recv() blocks its thread through both. (The kernel is the core of the
     data <----------------------------  copies it                -    data     (2) copying it
     sendall(A) ---------------------->  copies it into the send buffer of A
     recv(A) ------------------------->  no data yet              -    data
-      |  blocked, and nobody reads the data of B until A has left
+      |  blocked, and nobody reads the data of B until A leaves
 
-Cost: a thread can wait for only one client. With one thread the server is iterative: other clients
-wait in the backlog, the kernel's queue of connections not accepted yet. (They are connected, but
-get no reply.) The classic remedy is threads (a concurrent server): with --threads 4, four run this
-loop, each new client wakes one that is blocked in accept(), and a fifth client waits. A thread
-costs memory, and a client a file descriptor, the number of an open socket. Both are limited.
+Cost: a thread can serve only one client. With one thread the server is iterative: other clients
+wait in the backlog, the kernel's queue of connections not yet accepted. (They are connected and
+can send, but get no reply.) The classic remedy is threads (a concurrent server): with --threads 4,
+four run this loop, each new client wakes one blocked in accept(), and a fifth client waits. Threads
+cost memory, and clients cost file descriptors (numbers of open sockets). Both are limited.
 
     python blocking_server.py           and in a second terminal: python client.py
     Read next: nonblocking_server.py, where one thread serves all clients.
@@ -56,7 +56,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def handle_client(sock: socket.socket, name: str) -> None:
-    """Echo data until the client quits, closes (recv() returns b""), or resets."""
+    """Echo data until the client quits, closes (recv() returns b""), or resets the connection."""
     log.info("%s: connected", name)
     conversation = Conversation()
     with sock:
@@ -79,8 +79,8 @@ def half_close(sock: socket.socket) -> None:
     # end of stream, and closes when it likes. If we closed instead, data that is unread or
     # still to come could cause a reset (an abort), and replies in transit could be lost.
     sock.shutdown(socket.SHUT_WR)
-    # A second for each recv(): a silent client must not hold up the next one. If it sends again
-    # after that, its connection is reset, and the replies still in our send buffer are lost.
+    # After a second without data, recv() raises OSError, so that silence holds up nobody else. If
+    # the client then sends, the connection is reset, and the replies in our send buffer are lost.
     sock.settimeout(1)
     while sock.recv(RECV_SIZE):
         pass
@@ -97,12 +97,12 @@ class Conversation:
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Return the bytes to send back for the bytes of one recv()."""
+        """Return the reply to the bytes of one recv()."""
         if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
+        # Joined, they match, and nothing is sent back. Looking for b"\nq" first saves searches.
         joined = self.tail + data
         if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
@@ -126,10 +126,10 @@ def main() -> None:
     if not 1 <= args.threads <= 1000:
         parser.error("--threads must be from 1 to 1000")
     layout = "%(asctime)s.%(msecs)03d %(message)s"
-    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # a past run locked its log
+    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # replaces a locked handler
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Windows then ends us (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # now Ctrl-C ends us (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
@@ -143,8 +143,8 @@ def main() -> None:
         try:
             serve(listener)
         finally:
-            logging.getLogger().handlers[0].acquire()  # no other thread logs after "stopped"
-            with contextlib.suppress(OSError):  # macOS refuses this
+            logging.getLogger().handlers[0].acquire()  # from here on, only this thread logs
+            with contextlib.suppress(OSError):  # fails on macOS
                 listener.shutdown(socket.SHUT_RDWR)  # otherwise a blocked accept() keeps the port
 
 

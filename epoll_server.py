@@ -3,7 +3,7 @@
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
 One call does the waiting for many sockets, as in select_server.py. But here the kernel keeps the
 list of sockets, and the application only tells it what changes. When data arrives, the kernel
-notes its socket as ready, so it need not go through the list either.
+marks its socket as ready, so nobody goes through the list.
 
     application                         kernel               A     B     C    (receive buffers)
     register A, B and C ------------->  keeps the list
@@ -19,7 +19,7 @@ memory and the number of file descriptors (numbers of open sockets) that a proce
 Cost: a system call per change to the list.
 
     python epoll_server.py              and in a second terminal: python client.py
-    Read next: selectors_server.py, which uses the best such call of each platform.
+    Read next: selectors_server.py, which uses each platform's best such call.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def serve(listener: socket.socket) -> None:
         # Level-triggered: epoll reports a socket every time, for as long as it is ready. So we
         # receive once, and then it is the next client's turn. (Edge-triggered, with EPOLLET, it
         # would report new data only once, and what we left unread only when more arrives.)
-        for fd, event in epoll.poll():  # epoll_wait() blocks until any is ready, or lost
+        for fd, event in epoll.poll():  # epoll_wait() blocks until any is ready
             if fd == listener.fileno():  # it is readable: a client is in the backlog
                 new, full = accept_client(listener, len(connections))
                 if new:
@@ -56,7 +56,7 @@ def serve(listener: socket.socket) -> None:
                     epoll.modify(listener, 0)  # it stays readable: ignore it until a client leaves
             else:
                 connection = connections[fd]
-                connection.handle()  # a lost client is reported, too: recv() or send() tells
+                connection.handle()  # errors are reported, too: recv() or send() raises them
                 if connection.end_reason:
                     del connections[fd]
                     connection.close()  # the kernel then drops it from its list
@@ -90,7 +90,7 @@ class Connection:
         """Send unsent bytes or, if there are none, receive. Return False if that would block."""
         try:
             # Backpressure: while bytes for a client are unsent, we do not receive from it. Then
-            # its data fills the kernel's buffers, not our memory, until its own send() blocks.
+            # its data fills the kernel's buffers, not our memory, until the client's send() blocks.
             if self.unsent:
                 self.send()
             else:
@@ -128,7 +128,7 @@ class Connection:
 
 
 def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
-    """Return a new connection or None, and whether to stop until one of the clients leaves."""
+    """Return a new connection or None, and whether to stop accepting until a client leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
@@ -138,7 +138,7 @@ def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | 
             log.info("full (%s): new clients will have to wait", error)
             return None, True
         log.info("cannot accept (%s): trying again in a second", error)
-        time.sleep(1)  # stops all clients, but an error that lasts must not keep a core busy
+        time.sleep(1)  # stalls all clients, but a lasting error must not keep a core busy
         return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
@@ -157,12 +157,12 @@ class Conversation:
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Return the bytes to send back for the bytes of one recv()."""
+        """Return the reply to the bytes of one recv()."""
         if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
+        # Joined, they match, and nothing is sent back. Looking for b"\nq" first saves searches.
         joined = self.tail + data
         if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True

@@ -80,7 +80,7 @@ class Connection:
         """Send unsent bytes or, if there are none, receive. Return False if that would block."""
         try:
             # Backpressure: while bytes for a client are unsent, we do not receive from it. Then
-            # its data fills the kernel's buffers, not our memory, until its own send() blocks.
+            # its data fills the kernel's buffers, not our memory, until the client's send() blocks.
             if self.unsent:
                 self.send()
             else:
@@ -118,7 +118,7 @@ class Connection:
 
 
 def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
-    """Return a new connection or None, and whether to stop until one of the clients leaves."""
+    """Return a new connection or None, and whether to stop accepting until a client leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
@@ -128,7 +128,7 @@ def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | 
             log.info("full (%s): new clients will have to wait", error)
             return None, True
         log.info("cannot accept (%s): trying again in a second", error)
-        time.sleep(1)  # stops all clients, but an error that lasts must not keep a core busy
+        time.sleep(1)  # stalls all clients, but a lasting error must not keep a core busy
         return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
@@ -147,12 +147,12 @@ class Conversation:
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Return the bytes to send back for the bytes of one recv()."""
+        """Return the reply to the bytes of one recv()."""
         if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
+        # Joined, they match, and nothing is sent back. Looking for b"\nq" first saves searches.
         joined = self.tail + data
         if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True

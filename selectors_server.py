@@ -3,7 +3,7 @@
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
 For the waiting, selectors uses the platform's best call: epoll on Linux, kqueue on macOS, select
 on Windows. Each socket is registered with a callback, the function to call when it is ready. A
-loop that blocks until sockets are ready and then calls their callbacks is an event loop.
+loop that blocks until sockets are ready and then calls their callbacks, one by one, is an event loop.
 
     application                         kernel               A     B     C    (receive buffers)
     selector.select() --------------->  no data yet          -     -     -   -+
@@ -60,7 +60,7 @@ def serve(listener: socket.socket, selector: selectors.BaseSelector) -> None:
         connection.handle()
         if connection.end_reason:
             del connections[sock]
-            selector.unregister(sock)
+            selector.unregister(sock)  # the selector has a list of its own
             connection.close()
             if listener not in selector.get_map():
                 selector.register(listener, selectors.EVENT_READ, on_accept)
@@ -99,7 +99,7 @@ class Connection:
         """Send unsent bytes or, if there are none, receive. Return False if that would block."""
         try:
             # Backpressure: while bytes for a client are unsent, we do not receive from it. Then
-            # its data fills the kernel's buffers, not our memory, until its own send() blocks.
+            # its data fills the kernel's buffers, not our memory, until the client's send() blocks.
             if self.unsent:
                 self.send()
             else:
@@ -137,7 +137,7 @@ class Connection:
 
 
 def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | None, bool]":
-    """Return a new connection or None, and whether to stop until one of the clients leaves."""
+    """Return a new connection or None, and whether to stop accepting until a client leaves."""
     try:
         sock, address = listener.accept()
     except (BlockingIOError, ConnectionError):  # no client is waiting, or it is already gone
@@ -147,7 +147,7 @@ def accept_client(listener: socket.socket, clients: int) -> "tuple[Connection | 
             log.info("full (%s): new clients will have to wait", error)
             return None, True
         log.info("cannot accept (%s): trying again in a second", error)
-        time.sleep(1)  # stops all clients, but an error that lasts must not keep a core busy
+        time.sleep(1)  # stalls all clients, but a lasting error must not keep a core busy
         return None, False
     sock.setblocking(False)  # otherwise send() would block until there is room for the whole reply
     host, port = address or ("?", "?")  # macOS: no address if the client is already gone
@@ -166,12 +166,12 @@ class Conversation:
         self.finished = False  # True after a q line, or a q alone
 
     def reply(self, data: bytes) -> bytes:
-        """Return the bytes to send back for the bytes of one recv()."""
+        """Return the reply to the bytes of one recv()."""
         if data == b"q" and not self.filled:  # alone: sent without newlines, or split off
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match, and nothing is sent back. b"\nq" is a quick look before the search.
+        # Joined, they match, and nothing is sent back. Looking for b"\nq" first saves searches.
         joined = self.tail + data
         if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
@@ -198,7 +198,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Windows then ends us (cpython issue 85609)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # now Ctrl-C ends us (cpython issue 85609)
     try:
         listener = socket.create_server((args.host, args.port), backlog=1024)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no Nagle delay; inherited
