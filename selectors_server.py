@@ -3,7 +3,7 @@
 Receiving has two phases, (1) waiting for data and (2) copying it from the kernel to the program.
 For the waiting, selectors uses the platform's best call: epoll on Linux, kqueue on macOS, select
 on Windows. Each socket is registered with a callback, the function to call when it is ready. A
-loop that blocks until sockets are ready and then calls their callbacks, one by one, is an event loop.
+loop that blocks until sockets are ready and calls their callbacks, one by one, is an event loop.
 
     application                         kernel               A     B     C    (receive buffers)
     selector.select() --------------->  no data yet          -     -     -   -+
