@@ -5,14 +5,14 @@ A blocking recv() blocks its thread through both. (The kernel is the core of the
 
     application                         kernel                   A     B    (receive buffers)
     recv(A) ------------------------->  no data yet              -     -   -+
-      |  blocked                                                 -    data  |  (1) waiting for data
+      |  blocked                        data for B arrives       -    data  |  (1) waiting for data
       |  blocked                        data for A arrives     data   data -+
     data <----------------------------  copies it                -    data     (2) copying it
     sendall(A) ---------------------->  copies it into the send buffer of A
     recv(A) ------------------------->  no data yet              -    data
       |  blocked, and nobody reads the data of B until A leaves
 
-Cost: a thread can serve only one client. With one thread the server is iterative: other clients
+Cost: a thread serves one client at a time. With one thread the server is iterative: other clients
 wait in the backlog, the kernel's queue of connections not yet accepted. (They are connected and
 can send, but get no reply.) The classic remedy is threads (a concurrent server): with --threads 4,
 four run this loop, each new client wakes one blocked in accept(), and a fifth client waits. Threads
@@ -102,9 +102,9 @@ class Conversation:
             self.finished = True
             return b""
         # TCP may split a q line: b"a\nq" is already echoed, and in the tail, when b"\n" arrives.
-        # Joined, they match, and nothing is sent back. Looking for b"\nq" first saves searches.
+        # Joined, they match, and nothing is sent back. Looking for b"q" is quicker than a search.
         joined = self.tail + data
-        if b"\nq" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
+        if b"q" in joined and (quit_line := re.search(rb"\n(q\r?\n)", joined)):
             self.finished = True
             return joined[len(self.tail) : quit_line.start(1)]
         self.tail = joined[-3:]  # as long as an unfinished q line can be: b"\nq\r"
@@ -126,7 +126,7 @@ def main() -> None:
     if not 1 <= args.threads <= 1000:
         parser.error("--threads must be from 1 to 1000")
     layout = "%(asctime)s.%(msecs)03d %(message)s"
-    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # replaces a locked handler
+    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # the last run locked its own
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # now Ctrl-C ends us (cpython issue 85609)
@@ -137,15 +137,15 @@ def main() -> None:
             threading.Thread(target=serve, args=[listener], daemon=True).start()  # or RuntimeError
         host, port = listener.getsockname()
         print(f"listening on {host}:{port} (blocking, threads: {args.threads})", flush=True)
-    except (OSError, OverflowError, RuntimeError, TypeError, UnicodeError) as error:
-        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")  # the last two: bad --host
+    except (OSError, OverflowError, RuntimeError, TypeError) as error:  # TypeError: bad --host
+        sys.exit(f"cannot serve on {args.host}:{args.port}: {error}")
     with listener:
         try:
             serve(listener)
         finally:
             logging.getLogger().handlers[0].acquire()  # from here on, only this thread logs
             with contextlib.suppress(OSError):  # fails on macOS
-                listener.shutdown(socket.SHUT_RDWR)  # otherwise a blocked accept() keeps the port
+                listener.shutdown(socket.SHUT_RDWR)  # frees the port in python -i, too
 
 
 if __name__ == "__main__":
