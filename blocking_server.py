@@ -126,7 +126,7 @@ def main() -> None:
     if not 1 <= args.threads <= 1000:
         parser.error("--threads must be from 1 to 1000")
     layout = "%(asctime)s.%(msecs)03d %(message)s"
-    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # the last run locked its own
+    logging.basicConfig(format=layout, datefmt="%H:%M:%S", force=True)  # the last run's is locked
     log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     if sys.platform == "win32":  # a blocking call on a socket ignores Ctrl-C there
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # now Ctrl-C ends us (cpython issue 85609)
