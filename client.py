@@ -158,7 +158,7 @@ class Client:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error and sys.platform == "win32":
             import ctypes  # os.strerror() does not know the errors of sockets there
-            raise ctypes.WinError(error)
+            raise OSError(0, ctypes.FormatError(error).rstrip("."), None, error)
         if error:
             raise OSError(error, os.strerror(error))
 
