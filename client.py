@@ -19,7 +19,7 @@ import threading
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from statistics import median
@@ -57,7 +57,7 @@ def copy(sock: socket.socket) -> None:
     """Send stdin, up to a q line, and write the echo to stdout. Raise OSError, or exit."""
     # A thread does the sending, because not every selector can watch a file. Sending everything
     # before reading anything would deadlock: once the buffers were full, neither side would read.
-    expected = sys.maxsize  # bytes of echo: how many is not known before the end of stdin
+    expected = sys.maxsize  # bytes of echo; unknown until the end of stdin
     quit_line = b""
     failure: BaseException = ConnectionError("closed by the server")  # or an error of the thread
 
@@ -137,7 +137,7 @@ class Client:
         self.events = next(self.conversation)  # what it waits for
         self.problem: OSError | None = None  # if the conversation ended too early
         self.resume_at = self.first_echo_at = self.closed_at = 0.0  # perf_counter(); 0: not yet
-        self.round_trips: MutableSequence[float] = array("d")  # seconds from message to echo
+        self.round_trips = array("d")  # seconds from each message to its echo
 
     def converse(self) -> Iterator[int]:
         """Talk to the server; yield the events to wait for. The steps raise OSError."""
@@ -155,11 +155,10 @@ class Client:
     def connect(self) -> Iterator[int]:
         """Wait until the socket is connected."""
         yield EVENT_WRITE  # a socket becomes writable when connecting has succeeded or failed
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error and sys.platform == "win32":
-            import ctypes  # os.strerror() does not know the errors of sockets there
-            raise OSError(0, ctypes.FormatError(error).rstrip("."), None, error)
-        if error:
+        if error := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            if sys.platform == "win32":
+                import ctypes  # os.strerror() does not know the errors of sockets there
+                raise OSError(0, ctypes.FormatError(error).rstrip("."), None, error)
             raise OSError(error, os.strerror(error))
 
     def exchange(self, message: bytes) -> Iterator[int]:
@@ -169,11 +168,9 @@ class Client:
         sent_at = time.perf_counter()
         while received < len(message):
             if unsent:
-                try:
+                with suppress(BlockingIOError):  # raised if the send buffer is full
                     sent = self.sock.send(unsent)
                     unsent = unsent[sent:]
-                except BlockingIOError:  # the send buffer is full
-                    pass
             # Receive even if bytes are unsent: until we do, the server may not receive either.
             yield EVENT_READ | EVENT_WRITE if unsent else EVENT_READ
             received += self.receive(message, received)
@@ -208,7 +205,7 @@ class Client:
 
 
 def run(clients: list[Client], server: tuple[str, int], start: float) -> None:
-    """Let all clients talk to a server at the same time. Raise OSError if none can connect."""
+    """Let all clients talk to a server at the same time. Raise OSError if connecting fails."""
     selector = DefaultSelector()
     pausing: deque[Client] = deque()  # in the order in which their pauses end
     shown_at = start
@@ -233,14 +230,14 @@ def run(clients: list[Client], server: tuple[str, int], start: float) -> None:
             elif events != client.events:
                 client.events = events
                 selector.modify(client.sock, events, client)
-            if client.resume_at > now:
+            if events and client.resume_at > now:
                 pausing.append(client)
-        if now > shown_at + 0.5 and sys.stderr and sys.stderr.isatty():
+        if now > shown_at + 0.5 and sys.stderr.isatty():
             shown_at = now
             done = sum(len(client.round_trips) for client in clients)
             print(f"{now - start:.0f} s: {done} messages", end="\r", file=sys.stderr, flush=True)
     if clients[0].problem and all(client.events == EVENT_WRITE for client in clients):
-        raise clients[0].problem  # like all others, it has waited for its connection only
+        raise clients[0].problem  # like all others, it never got past connecting
 
 
 def chart(spans: list[tuple[float, float]], width: int) -> str:
@@ -264,7 +261,7 @@ def chart(spans: list[tuple[float, float]], width: int) -> str:
 
 
 def figures(times: list[float], spans: list[tuple[float, float]]) -> str:
-    """Summarize a run: messages, their rate, round-trip times, and when the first echoes came."""
+    """Summarize a run: messages, their rate, round-trip times, and first echoes."""
     seconds = max(end for _, end in spans)
     text = f"{len(times):,} messages in {seconds:.4g} s: {len(times) / seconds:,.0f} per second"
     if times:
@@ -293,7 +290,7 @@ def run_many(args: argparse.Namespace, server: tuple[str, int]) -> None:
         status = 143
     finally:
         end = time.perf_counter()
-        if end > start + 0.5 and sys.stderr and sys.stderr.isatty():  # wipe the progress
+        if end > start + 0.5 and sys.stderr.isatty():  # wipe the progress
             print("\r" + " " * 30, end="\r", file=sys.stderr, flush=True)
     spans = [(max(0, x.first_echo_at - start), (x.closed_at or end) - start) for x in clients]
     times = [seconds for client in clients for seconds in client.round_trips]
@@ -314,6 +311,8 @@ def run_many(args: argparse.Namespace, server: tuple[str, int]) -> None:
 
 def main() -> None:
     """Run one client or many, as the command line says."""
+    if sys.stderr is None:  # it is closed, and print() would write to stdout instead
+        sys.stderr = io.StringIO()
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--host", default="127.0.0.1", help="the server's address (%(default)s)")
@@ -323,7 +322,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="bytes in a message (64)")
     parser.add_argument("--pause", type=float, help="seconds to pause after each echo (0)")
     args = parser.parse_args()
-    if not args.clients and (args.messages, args.size, args.pause) != (None, None, None):
+    if args.clients is None and (args.messages, args.size, args.pause) != (None, None, None):
         parser.error("--messages, --size and --pause need --clients")
     most = 512 if sys.platform == "win32" else 10**6  # the limit of select() on Windows
     limits = {"port": 65535, "clients": most, "messages": 10**9, "size": 10**9, "pause": 3600}
