@@ -1,14 +1,21 @@
 """Tests for the six echo servers and their client. With --benchmark, measure the servers.
 
-    python test_all.py EpollServer.test_half_close  one test (without a name: all, in a minute)
+    python test_all.py                                       all, in a minute
+    python test_all.py EpollServer.test_echo_and_quit        one test
+    python test_all.py --benchmark                           a table instead of tests
 
-FirstTest shows the method: start a server, play a client, check what comes back. self.inside()
-needs no process: serve() runs in a thread, with sockets that note each call and fail as told.
+Each server has the tests of EveryServer. Most of them start its script as a process and play its
+clients with plain sockets. Where a fault must be injected or calls are counted, serve() runs in a
+thread of this process (class Inside), with spies for sockets (class Spy). A prelude is Python code
+that a process runs before the script. The tools are at the end.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import asyncio
+import atexit
 import contextlib
 import errno
 import functools
@@ -23,6 +30,7 @@ import random
 import re
 import select
 import selectors
+import shutil
 import signal
 import socket
 import statistics
@@ -32,12 +40,13 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import unittest
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
@@ -48,765 +57,1023 @@ HERE = Path(__file__).resolve().parent
 NAMES = ("blocking", "nonblocking", "select", "epoll", "selectors", "async")
 SCRIPTS = {name: HERE / f"{name}_server.py" for name in NAMES}
 CLIENT = HERE / "client.py"
-DEADLINE = 10.0  # seconds to wait before giving up
-NOISE = random.Random(1).randbytes(1 << 22).replace(b"q", b"-")
-LINUX = unittest.skipUnless(os.path.exists("/proc/self/stat"), "needs /proc")
-
-
-class FirstTest(unittest.TestCase):
-    def test_a_lost_client_does_no_harm_to_another(self) -> None:
-        # Port 0 is any free port: the server prints which one it got.
-        command = [sys.executable, "select_server.py", "--port", "0", "--quiet"]
-        server = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE)
-        self.addCleanup(server.communicate)
-        self.addCleanup(server.kill)  # whatever happens here, no process stays behind
-        line = server.stdout.readline() if server.stdout else b""
-        port = int(line.split(b":")[1].split()[0])
-        # A client. The timeout makes a server that does not answer fail the test.
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as first:
-            first.sendall(b"hello\n")
-            self.assertEqual(first.recv(100), b"hello\n")
-            # A misbehaving client: lingering for 0 seconds makes close() reset the connection.
-            second = socket.create_connection(("127.0.0.1", port), timeout=10)
-            second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            second.close()
-            first.sendall(b"still there?\n")
-            self.assertEqual(first.recv(100), b"still there?\n")
+PORT = 8088
+DEADLINE = float(os.environ.get("TEST_DEADLINE", "5"))  # seconds to wait before giving up
+LINUX = unittest.skipUnless(sys.platform == "linux", "needs Linux")
+POSIX = unittest.skipUnless(os.name == "posix", "needs signals")
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EMFILE = f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}"
+# Bytes to send where the echo is not what a test is about. No letter of the lower case: so there is
+# no q line in them, and a server that an exercise has changed to answer in upper case passes.
+NOISE = re.sub(rb"[a-z]", b"-", random.Random(1).randbytes(1 << 20))
 
 
 # ---- Every server: SelectServer.test_reset and the like are written here, and inherited
 
 class EveryServer(unittest.TestCase):
-    name = says = calls = ""  # says: in the line on stdout; calls: see test_calls
-    options: tuple[tuple[str, Any], ...] = ()  # and what serve() then gets; None: it is refused
-    many: tuple[str, ...] = ()  # options for crowds
+    name = ""  # of the script, without _server.py
+    banner = ""  # what the line "listening on ..." says of the model
+    calls = ""  # what serve() calls for one client: see test_calls
+    iterative = False  # serves one client at a time
+    concurrent: tuple[str, ...] = ()  # options to serve several clients at the same time
+    full = "new clients will have to wait"  # what it says when it is out of resources
+    refused: tuple[str, ...] = ("--port=many",)  # options that are an error
+    accepted: tuple[tuple[str, str], ...] = ()  # options, and the banner then
     crowd = 300  # silent clients in test_idle
-    iterative = retries = False  # serves one client at a time; tries to accept each second
-    arguments: Any = staticmethod(list)  # what serve() takes beside the listener
 
-    def start(self, clients: int, *options: str, **more: Any) -> tuple[Server, Any]:
-        """Return a server, which is idle, and so many clients, which have said hello."""
-        need_files(self, clients + 300)
-        server, socks = Server(SCRIPTS[self.name], *options, **more), []
+    def start(self, *options: str, **settings: Any) -> Server:
+        """Start the script as a process, on a free port."""
+        server = Server(SCRIPTS[self.name], *options, **settings)
         self.addCleanup(server.kill)
-        for number in range(clients):
-            if number % 30 == 0:  # no faster than it can accept them
-                server.wait_for_rest()
-            socks.append(server.connect())
-            self.addCleanup(socks[-1].close)
-            socks[-1].sendall(b"hello\n")
-        eventually(server.idle, "an idle server")
-        return server, socks
+        return server
 
-    def inside(self, *plan: Any, arguments: Any = None, **changes: Any) -> Inside:
-        """Return a server in a thread: accept() follows the plan, names of its module change."""
-        inside = Inside(self.name, plan, arguments or self.arguments(), changes)
-        self.addCleanup(inside.stop)
-        return inside
-
-    def assert_echo(self, sock: socket.socket, data: bytes) -> None:
-        sock.sendall(data)
-        self.assertEqual(receive(sock, len(data)), data)
-
-    def hello(self, inside: Inside) -> socket.socket:
-        sock = inside.connect()
-        self.assert_echo(sock, b"hello\n")
+    def connect(self, server: Server | Inside) -> socket.socket:
+        """Return a client: a plain socket. Its timeout makes a silent server fail the test."""
+        sock = connect(server.address)
+        self.addCleanup(sock.close)
         return sock
 
-    def flooded(self) -> tuple[Inside, socket.socket, bytes]:
-        """Return a server, a client that has sent until no more goes, and what it has sent."""
-        inside = self.inside()
-        sock = self.hello(inside)
-        return inside, sock, NOISE[: flood(sock, NOISE, len(NOISE))]
+    def assert_echo(self, sock: socket.socket, data: bytes) -> None:
+        """Send data, and compare what comes back."""
+        sender = send_in_thread(sock, data)
+        self.assert_same(receive(sock, len(data)), data)
+        sender.join(DEADLINE)
 
-    def run_main(self, *options: str, **changes: Any) -> Any:
-        """Call main() in a module with stand-ins and changes; return what it did."""
-        did, module, root = mock.MagicMock(status=0), load(self.name), logging.getLogger()
-        did.create.return_value.getsockname = lambda: did.create.call_args[0][0]
-        did.output = io.StringIO()
-        vars(module).update({
-            "asyncio": changed(asyncio, run=did.run), "serve": did.serve,
-            "signal": changed(signal, signal=did.signal),
-            "socket": changed(socket, create_server=did.create),
-            "threading": changed(threading, Thread=did.thread), **changes})
-        streams = {"argv": ["a_server.py", *options], "stdout": did.output, "stderr": did.output}
-        with mock.patch.multiple(sys, **streams), mock.patch.object(root, "handlers", []):
-            try:
-                module.main()
-            except SystemExit as error:
-                did.status = error.code
-            record = logging.makeLogRecord({"msecs": 7.8, "created": 0, "msg": "text"})
-            did.line = root.handlers and root.handlers[0].format(record)
-        did.level, did.help, did.served = module.log.level, module.__doc__, did.serve.call_args
-        return did
+    def assert_same(self, echo: bytes, data: bytes) -> None:
+        """Compare, without printing megabytes."""
+        self.assertEqual(len(echo), len(data), "bytes came back")
+        for start in range(0, len(data), 1000):
+            self.assertEqual(echo[start : start + 1000], data[start : start + 1000])
 
-    def test_calls(self, arguments: Any = None) -> None:
-        """The calls, and the log, for a client that says something, a q, and more, and closes."""
-        inside, data = self.inside(arguments=arguments), b"\x1b[31m\xff" + b"long " * 99 + b"\r\n"
-        sock = inside.connect()
-        name = "{}:{}: ".format(*sock.getsockname())
-        eventually(inside.idle, "an idle server")
+    # -- The card: it echoes, and a q ends the conversation
+
+    def test_echo_and_quit(self) -> None:
+        """The script as a process, and its clients are plain sockets."""
+        server = self.start()
+        self.assertEqual(server.line, f"listening on 127.0.0.1:{server.port} ({self.banner})\n")
+        self.assertNotEqual(server.port, PORT, "a free port")
+
+        # Every byte comes back, also those of a large message.
+        first = self.connect(server)
+        self.assert_echo(first, bytes(range(256)))
+        self.assert_echo(first, bytes(range(256)) * 4000)
+
+        # Several clients: at the same time, or the next one when the first has left.
+        second = self.connect(server)
+        second.sendall(b"second client\n")
+        if not self.iterative:
+            self.assertEqual(receive(second, 14), b"second client\n")
+            self.assert_echo(first, b"first client\n")
+        first.shutdown(socket.SHUT_WR)  # the end of the stream
+        self.assertEqual(receive(first), b"")
+        first.close()
+        if self.iterative:
+            self.assertEqual(receive(second, 14), b"second client\n")
+        second.close()
+
+        # A q ends the conversation: as a line, with CRLF, alone, or split by TCP.
+        # What precedes it is echoed, and what follows it is ignored.
+        for pieces in ([b"q\n"], [b"q\r\n"], [b"one\ntwo\nq\n"], [b"one\nq\nq\nmore\n"],
+                       [b"one\n", b"q"], [b"one\nq", b"\n"], [b"one\nq\r", b"\n"]):
+            sock = self.connect(server)
+            *echoed, last = pieces
+            for piece in echoed:
+                self.assert_echo(sock, piece)  # so the next piece is received on its own
+            sock.sendall(last)
+            before_q = last.partition(b"q")[0] if b"q" in last else b""
+            self.assertEqual(receive(sock), before_q, pieces)  # up to the end of the stream
+            sock.close()
+
+        # The log of one client, from first to last.
+        sock = self.connect(server)
+        name = "{}:{}".format(*sock.getsockname())
+        data = b"HELLO\x1b\xff" + b"." * 93 + b"\n"
         self.assert_echo(sock, data)
         sock.sendall(b"q\n")
         self.assertEqual(receive(sock), b"")
-        sock.sendall(b"more\n")  # is received, and does not cause a reset
         sock.close()
-        inside.wait_for_line("closed")
-        eventually(inside.idle, "an idle server")
-        received = f"received 503 bytes: {data[:50]!r}", "received 2 bytes: b'q\\n'"
-        lines = [name + event for event in ("connected", *received, "closed (quit)")]
-        self.assertEqual((inside.made(), inside.lines), (self.calls.split(), lines))
+        server.wait_for_log(f"{name}: closed")
+        server.kill()
+        self.assertEqual(re.findall(rf"(?m)^\d\d:\d\d:\d\d\.\d{{3}} {name}: (.*)$", server.log()), [
+            "connected", f"received 101 bytes: {data[:50]!r}",
+            r"received 2 bytes: b'q\n'", "closed (quit)"])
+        ends = re.findall(r": closed \((.+)\)\n", server.log())
+        self.assertEqual(sorted(ends), ["end of stream"] * 2 + ["quit"] * 8, "one for each client")
 
-    def test_large_message(self) -> None:
-        inside, data = self.inside(), NOISE[: 300_000]
-        sock = self.hello(inside)
-        inside.socks[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # takes all
-        with inside.gate:  # the server must wait, until all of it is there
-            sent = flood(sock, data, len(data))
-        self.assertEqual(receive(sock, sent), data[:sent])
+    def test_client_script(self) -> None:
+        """client.py through a pipe gets its input back, and so do ten clients at the same time."""
+        server = self.start()
+        data = NOISE[:200_000] + b"\n"
+        pipe = Process(CLIENT, f"--port={server.port}")
+        echo, errors, status = pipe.result(data + b"q\n")
+        self.assert_same(echo, data)
+        self.assertEqual((errors, status), (b"", 0))
+        crowd = Process(CLIENT, f"--port={server.port}", "--clients=10", "--messages=20")
+        shown, errors, status = crowd.result()
+        self.assertIn(b"\n200 messages in ", shown)
+        self.assertEqual((errors, status), (b"", 0))
+        server.wait_for_log("closed (quit)", 11)
+
+    @POSIX
+    def test_ctrl_c(self) -> None:
+        """It ends a server that has clients, one that never had any, and one at work."""
+        server = self.start()
+        for _ in range(1 if self.iterative else 5):
+            self.assert_echo(self.connect(server), b"HELLO\n")
+        send_in_thread(self.connect(server), NOISE)  # and nobody reads the echo
+        server.wait_until_it_sleeps()  # Python notices a signal just before that too late
+        durations = [self.assert_stops(server)]
+        server = self.start("--quiet", f"--port={server.port}")  # the port is free again
+        server.wait_until_it_sleeps()
+        durations.append(self.assert_stops(server))
+        if self.name != "async" or sys.version_info >= (3, 11):  # see README: Where it runs
+            for _ in range(3 if self.concurrent else 1):  # threads may log while Python exits
+                server = self.start(*self.concurrent)
+                crowd = Process(CLIENT, f"--port={server.port}", "--clients=50", "--messages=99999")
+                self.addCleanup(crowd.kill)
+                server.wait_for_log("received", 500)
+                durations.append(self.assert_stops(server))
+        self.assertLess(min(durations), 1, "seconds")  # the least: other programs may be busy
+
+    def assert_stops(self, server: Server) -> float:
+        """Press Ctrl-C: status 0, and "stopped" is the last line. Return how long it took."""
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        output, _, status = server.result()
+        duration = time.monotonic() - start
+        self.assertRegex(server.log()[-500:], r"(\A|\n)\d\d:\d\d:\d\d\.\d{3} stopped\n\Z")
+        self.assertEqual(server.log().count("stopped"), 1)
+        self.assertNotIn("Traceback", server.log())
+        self.assertEqual((output.decode(), status), (server.line, 0))
+        return duration
+
+    # -- The command line
+
+    def test_options(self) -> None:
+        shown = Process(SCRIPTS[self.name], "--help").result()[0].decode()
+        docstring = ast.get_docstring(ast.parse(SCRIPTS[self.name].read_text("utf-8-sig")))
+        self.assertIn(" ".join(str(docstring).split()), " ".join(shown.split()))
+        for option in self.refused:
+            output, errors, status = Process(SCRIPTS[self.name], option).result()
+            self.assertEqual((output, status), (b"", 2), option)
+            self.assertRegex(errors.decode(), rf"error: .*{option.partition('=')[0]}\b.*\n\Z")
+        for option, banner in (("--quiet", self.banner), *self.accepted):
+            self.assertIn(f" ({banner})\n", self.start(option).line)
+
+    def test_cannot_listen(self) -> None:
+        """What prevents it from listening is told in one line."""
+        cases = [("127.0.0.1", self.start().port, "Errno"), ("127.0.0.1", 65536, "0-65535")]
+        if os.name == "posix":
+            cases.append((os.fsdecode(b"\xff"), 0, "encod"))  # cannot be a name
+        for host, port, reason in cases:
+            process = Process(SCRIPTS[self.name], f"--host={host}", f"--port={port}")
+            output, errors, status = process.result()
+            self.assertEqual((output, status), (b"", 1))
+            host = host.encode(errors="backslashreplace").decode()
+            line = rf"cannot serve on {re.escape(host)}:{port}: .*{reason}.*\n"
+            self.assertRegex(errors.decode(), rf"\A{line}\Z")
+
+    def test_sockets(self) -> None:
+        """The address to listen at, the length of the backlog, and no delay for small packets."""
+        prelude = """
+import socket, sys
+class Told(socket.socket):
+    def bind(self, address):
+        print("bind", *address, file=sys.stderr)
+        super().bind(("127.0.0.1", 0))
+    def listen(self, *backlog):
+        print("backlog", *backlog, file=sys.stderr)
+        super().listen(*backlog)
+    def shutdown(self, how):
+        delay = not self.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        print("delay", delay, file=sys.stderr, flush=True)
+        super().shutdown(how)
+socket.socket = Told
+"""
+        for options, address in ([], f"127.0.0.1 {PORT}"), (["--host=a.b", "--port=7"], "a.b 7"):
+            server = self.start("--quiet", *options, prelude=prelude, any_port=False)
+            sock = self.connect(server)
+            sock.sendall(b"q\n")
+            self.assertEqual(receive(sock), b"")
+            server.wait_for_log("delay")
+            server.kill()
+            self.assertEqual(server.log(), f"bind {address}\nbacklog 1024\ndelay False\n")
+
+    def test_mistake_is_shown(self) -> None:
+        """An exception that is no OSError is a mistake of the program, and has a traceback."""
+        faults = [FAULT.format(f"socket.socket.{call}", "TypeError('a mistake')")
+                  for call in ("recv", "recv_into")]
+        server = self.start(prelude="".join(faults))
+        self.connect(server).sendall(b"HELLO\n")
+        server.wait_for_log("\nTypeError: a mistake\n")  # and no other client has to come
+        self.assertIn("\nTraceback", "\n" + server.log())
+        self.assertNotIn("cannot serve", server.log())
+        self.assertNotIn("(a mistake)", server.log())
+
+    @POSIX
+    def test_time_in_the_log(self) -> None:
+        """It is the local time, with hours from 0 to 23: here it is past 3 in the afternoon."""
+        now = time.time()
+        west = time.gmtime(now).tm_hour - 15  # hours
+        server = self.start(env={**ENVIRONMENT, "TZ": f"TEST{west:+}"})
+        self.connect(server)
+        server.wait_for_log("connected")
+        possible = [time.strftime("15:%M:", time.gmtime(now + late)) for late in (0, DEADLINE)]
+        self.assertRegex(server.log(), rf"\A({'|'.join(possible)})[0-5]\d\.\d{{3}} ")
+
+    # -- Clients that misbehave
+
+    def flooded(self) -> tuple[Server, socket.socket, bytes]:
+        """Return a server, a client that has sent until no more goes, and what it has sent."""
+        server = self.start(prelude=SMALL_BUFFERS)
+        sock = self.connect(server)
+        self.assert_echo(sock, b"HELLO\n")
+        return server, sock, flood(sock)
 
     def test_half_close(self) -> None:
-        inside, sock, echo = self.flooded()
+        """A client that ends its direction gets all that is not sent yet."""
+        server, sock, echo = self.flooded()
         sock.shutdown(socket.SHUT_WR)
-        self.assertEqual(receive(sock), echo)
-        inside.wait_for_line("closed (end of stream)")
-        self.assertNotIn("0.shutdown(1)", inside.calls)
+        self.assert_same(receive(sock), echo)
+        server.wait_for_log("closed (end of stream)")
 
     def test_never_reads(self) -> None:
-        """It costs little memory and no CPU, and delays no other client; then it reads, late."""
-        inside, sock, echo = self.flooded()
-        eventually(inside.idle, "an idle server")
-        self.assertLessEqual(inside.socks[0].most_kept, 65536)
+        """It costs no CPU time, and delays no other client. Then it reads, late."""
+        server, sock, echo = self.flooded()
+        self.assertLess(len(echo), 1_000_000, "backpressure: it has to stop")
+        server.wait_until_idle()
         if not self.iterative:
-            self.hello(inside)
-        self.assertEqual(receive(sock, len(echo)), echo)
-        self.assert_echo(sock, b"hello\n")
-        eventually(inside.idle, "an idle server")
+            self.assert_echo(self.connect(server), b"HELLO\n")
+        self.assert_same(receive(sock, len(echo)), echo)
+        self.assert_echo(sock, b"HELLO\n")
+        server.wait_until_idle()
 
     def test_q_after_much(self) -> None:
-        """Every last byte comes back, even if the client is slow and sends more after its q."""
-        inside, data = self.inside(), NOISE[: 600_000] + b"\n"
-        sock, text = self.hello(inside), data + b"q\n" + data
-        inside.socks[0].most = 5000  # bytes that send() takes
-        sent = flood(sock, text, len(text))
-        threading.Thread(target=sock.sendall, args=[text[sent:]], daemon=True).start()
-        self.assertEqual(receive(sock), data)
-        sock.shutdown(socket.SHUT_RDWR)
+        """Every byte before the q comes back, even if the client reads late and sends more."""
+        server = self.start(prelude=SMALL_BUFFERS)
+        for data in (NOISE + b"\n", b"X" * 70_000 + b"\n"):
+            sock = self.connect(server)
+            sender = send_in_thread(sock, data + b"q\n" + data)
+            while sender.is_alive() and select.select([], [sock], [], 0.1)[1]:
+                time.sleep(0.01)  # until no more goes
+            self.assert_same(receive(sock), data)
+            sender.join(DEADLINE)
+            sock.close()
+        server.wait_for_log("closed (quit)", 2)
 
+    @POSIX
     def test_reset(self) -> None:
-        inside, greedy, _ = self.flooded()
+        """A reset ends one client only: in a transfer, or before it is accepted."""
+        server, greedy, _ = self.flooded()
+        server.process.send_signal(vars(signal)["SIGSTOP"])  # holds it (Windows has no such name)
         reset(greedy)
-        with inside.gate:  # the server must wait: this one is gone before accept()
-            reset(inside.connect())
-        self.hello(inside).close()
-        inside.wait_for_line("closed", 3)
-        resets = inside.lines_with("reset by peer)") + inside.lines_with("roken pipe)")
-        self.assertTrue(len(resets) == 2 or sys.platform != "linux", inside.lines)
+        reset(self.connect(server))
+        server.process.send_signal(vars(signal)["SIGCONT"])
+        last = self.connect(server)
+        self.assert_echo(last, b"HELLO\n")
+        last.close()
+        server.wait_for_log("closed (end of stream)")
+        if sys.platform == "linux":  # elsewhere accept() can tell it, and then there is no line
+            server.wait_for_log(": closed (", 3)
+            broken = [os.strerror(number) for number in (errno.ECONNRESET, errno.EPIPE)]
+            ends = re.findall(r": closed \(\[.+\] (.+)\)", server.log())
+            self.assertEqual([end in broken for end in ends], [True, True], ends)
 
-    def test_errors(self) -> None:
-        """Any OSError (reset or not) ends this client only, and is logged; a mistake is shown."""
-        inside = self.inside()
-        others = [] if self.iterative else [self.hello(inside)]
-        calls = ("recv", b"hello\n"), ("send", b"hello\n"), ("shutdown", b"q\n")
-        for name, (call, data) in itertools.product(("ECONNRESET", "ETIMEDOUT", "ENOBUFS"), calls):
-            sock, error = self.hello(inside), OSError(getattr(errno, name), "a fault of the test")
-            inside.socks[-1].instead[call] = error
-            sock.sendall(data)
-            inside.wait_for_line("{}:{}: closed ({})".format(*sock.getsockname(), error))
-            for other in others:
-                self.assert_echo(other, b"still there?\n")
-        sock = self.hello(inside)
-        inside.socks[-1].instead["recv"] = TypeError("a mistake of the program")
-        sock.sendall(b"hello\n")
-        eventually(lambda: inside.mistakes or inside.socks[-1].fileno() < 0, "an end")
-        inside.mistakes.clear()
-        self.assertEqual((inside.lines_with("a mistake"), inside.pauses()), ([], []))
-
-    def test_no_leak(self) -> None:
-        inside = self.inside()
-        for data in (b"q\n", b"the echo is never read\n") * 20:
-            with inside.connect() as sock:
-                sock.sendall(data)
-            self.hello(inside).close()
-        eventually(lambda: all(spy.fileno() < 0 for spy in inside.socks), "all sockets closed")
-        gc.collect()
-        kinds = inside.module.Conversation, asyncio.Task
-        self.assertLess(sum(isinstance(thing, kinds) for thing in gc.get_objects()), 5)
+    # -- Many clients
 
     @LINUX
     def test_idle(self) -> None:
-        _, socks = self.start(self.crowd, "--quiet", *self.many)
+        """A crowd of silent clients costs no CPU time, and each is served when it speaks."""
+        need_files(self, self.crowd + 100)
+        server = self.start("--quiet", *self.concurrent)
+        socks = self.crowd_of(self.crowd, server)
         for sock in socks:
-            sock.sendall(b"all together\n")
+            sock.sendall(b"AGAIN\n")
         for sock in socks:
-            self.assertEqual(receive(sock, 19), b"hello\nall together\n")
+            self.assertEqual(receive(sock, 12), b"HELLO\nAGAIN\n")
+
+    def crowd_of(self, number: int, server: Server) -> list[socket.socket]:
+        """Connect so many clients, each of which says hello; wait until the server is idle."""
+        socks = []
+        for i in range(number):
+            socks.append(self.connect(server))
+            socks[-1].sendall(b"HELLO\n")
+            if i % 900 == 899:  # no more than its backlog has room for
+                server.wait_until_idle()
+        server.wait_until_idle()
+        return socks
+
+    @LINUX
+    def test_no_descriptor_left(self) -> None:
+        """With 64 file descriptors, it serves some, idle; and the next one as one leaves."""
+        self.check_room(self.start(files=64), 100, range(50, 64))
+
+    def check_room(self, server: Server, clients: int, room: range, reason: str = EMFILE) -> None:
+        """Connect clients; fail if the server has not room for so many, or for the next ones."""
+        need_files(self, clients + 100)
+        socks = self.crowd_of(clients, server)
+        inside = server.log().count(": connected")
+        self.assertIn(inside, range(1, 2) if self.iterative else room)
+        lines = re.findall(r" full \((.+)\)(: .+)\n", server.log())
+        self.assertLessEqual(set(lines), {(reason, f": {self.full}")})
+        if self.full.startswith("new"):
+            self.assertEqual(len(lines), 1, "said once")
+        # One leaves, and the next one is served, and so on.
+        for sock in (socks.pop(inside - 1), socks.pop(inside - 1), *socks):
+            self.assertEqual(receive(sock, 6), b"HELLO\n")
+            sock.close()
+        self.assertNotIn("Traceback", server.log())
+
+    # -- What serve() calls, and what it does if a call fails: inside this process
+
+    def arguments(self) -> list[Any]:
+        """Return what serve() takes beside the listener."""
+        return []
+
+    def inside(self, *accept_errors: OSError | None, arguments: Any = None) -> Inside:
+        """Return a server in a thread. Its accept() raises these errors, one in each call."""
+        inside = Inside(self.name, arguments or self.arguments(), list(accept_errors))
+        self.addCleanup(inside.stop)
+        return inside
+
+    def hello(self, server: Server | Inside) -> socket.socket:
+        """Return a client that has been served."""
+        sock = self.connect(server)
+        self.assert_echo(sock, b"HELLO\n")
+        return sock
+
+    def test_calls(self) -> None:
+        """Which call waits. Receiving before sending, once a turn, and nothing in vain."""
+        self.check_calls(self.inside())
+
+    def check_calls(self, inside: Inside) -> None:
+        sock = self.hello(inside)
+        sock.sendall(b"q\n")
+        self.assertEqual(receive(sock), b"")
+        sock.sendall(b"MORE\n")  # is received: otherwise close() would cause a reset
+        inside.wait_until_idle()
+        sock.close()
+        inside.wait_for_line("closed (quit)")
+        inside.wait_until_idle()
+        self.assertEqual(" ".join(inside.work()).replace(" 1", ""), self.calls)
+
+    def test_large_message(self) -> None:
+        """All of it comes back, even if nothing new arrives while the server works on it."""
+        inside = self.inside()
+        sock = self.hello(inside)
+        inside.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # room for all
+        with inside.hold:  # the server has to wait until all is in its receive buffer
+            data = flood(sock)
+        self.assertGreater(len(data), 2 * 65536)
+        self.assert_same(receive(sock, len(data)), data)
+        self.assertLess(inside.calls.count("recv 1"), 12, "up to 65,536 bytes in a call")
+
+    def test_partial_send(self) -> None:
+        """If send() takes only some of the bytes, the rest is sent, too."""
+        inside = self.inside()
+        sock = self.hello(inside)
+        inside.sockets[0].send_limit = 5000
+        self.assert_echo(sock, NOISE[:300_000] + b"\n")  # more than one recv() returns
+        sock.sendall(NOISE[:30_000] + b"\nq\n")
+        self.assert_same(receive(sock), NOISE[:30_000] + b"\n")
+
+    def test_errors(self) -> None:
+        """Any OSError, a reset or not, ends one client, and the log says which."""
+        inside = self.inside()
+        others = [] if self.iterative else [self.hello(inside)]
+        for number in (errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOBUFS):
+            for call, data in ("recv", b"HELLO\n"), ("send", b"HELLO\n"), ("shutdown", b"q\n"):
+                sock = self.hello(inside)
+                error = OSError(number, "a fault of the test")
+                inside.sockets[-1].errors[call] = error
+                sock.sendall(data)
+                inside.wait_for_line("{}:{}: closed ({})".format(*sock.getsockname(), error))
+                for other in others:
+                    self.assert_echo(other, b"STILL THERE?\n")
 
     def test_accept_fails(self) -> None:
-        """Out of resources, nobody inside: a second's pause. A client that is gone: nothing."""
-        gone = ("ECONNABORTED", "ECONNRESET", "EPIPE", "no address", "EAGAIN")[: 5 - self.iterative]
-        for step in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EPROTO", "EINVAL", *gone):
-            inside, short = self.inside(None, step), step not in gone
+        """Nobody inside, or another error: told, and tried again after a second, each time."""
+        others = (errno.EPERM, errno.EPROTO, errno.EHOSTUNREACH, errno.ENETDOWN)
+        for number in (*OUT_OF_RESOURCES, *others):
+            error = OSError(number, "a fault of the test")
+            inside = self.inside(error, None, error, error)
             with self.hello(inside) as first:
-                if short or self.iterative:
+                if number in OUT_OF_RESOURCES or self.iterative:
                     first.close()
                     inside.wait_for_line("closed")
-                self.hello(inside)
-            line = f"full ([Errno {getattr(errno, step, 0)}] a fault of the test): new clients will"
-            found = inside.pauses(), inside.lines_with("full"), len(inside.lines_with("?:?: con"))
-            expected = ["sleep(1)"] * short, [f"{line} have to wait"] * short, step == "no address"
-            self.assertEqual(found, expected, step)
+                self.hello(inside)  # which is accepted, whoever stays
+            self.assertEqual(inside.pauses, [1, 1, 1], error)
+            said = inside.lines_with(f"({error}): trying again in a second")
+            self.assertEqual(len(said), 3, error)
+            inside.stop()
 
-    @LINUX
-    def test_no_descriptor_left(self, clients: int = 100, room: range = range(50, 64),
-                                **more: Any) -> None:
-        server, socks = self.start(clients, **{"files": 64, **more})
-        full = server.log().count(b": connected")
-        self.assertIn(full, range(1, 2) if self.iterative else room)
-        lines = server.log().count(b" full ([Errno 24] Too many open files): new clients will h")
-        self.assertTrue(self.retries or lines == 1)
-        for sock in (socks.pop(full - 1), socks.pop(full - 1), *socks):
-            self.assertEqual(receive(sock, 6), b"hello\n")
-            sock.close()
-        self.assertNotIn(b"Traceback", server.log())
+    def test_client_is_gone_before_accept(self) -> None:
+        """Nothing is wrong with the server then: no pause, and no line."""
+        gone = [OSError(number, "gone") for number in (errno.ECONNABORTED, errno.ECONNRESET)]
+        if not self.iterative:
+            gone.append(OSError(errno.EAGAIN, "gone"))  # "ready" was only a hint
+        inside = self.inside(None, *gone)
+        inside.no_address = True  # so does macOS
+        with self.hello(inside) as first:
+            if self.iterative:
+                first.close()
+            self.hello(inside)
+        self.assertEqual(inside.pauses, [])
+        self.assertEqual(len(inside.lines_with("?:?: connected")), 2)
+        self.assertEqual(inside.lines_with("gone"), [])
 
-    def test_main(self) -> None:
-        """It listens at the address, with a backlog and without delay, says so, and serves."""
-        no_delay = mock.call().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for options, host, port in ((), "127.0.0.1", 8088), (("--host=a", "--port=7"), "a", 7):
-            did = self.run_main(*options)
-            create = [mock.call((host, port), backlog=1024), no_delay]
-            self.assertEqual((did.create.mock_calls[:2], did.served[0][0]), (create, did.create()))
-            self.assertEqual(did.output.getvalue(), f"listening on {host}:{port} ({self.says})\n")
-            self.assertEqual((did.line[5:], did.level), (":00.007 text", logging.INFO))
-            runs = [mock.call(did.serve())] if self.name == "async" else []
-            self.assertEqual((did.run.mock_calls, did.signal.called), (runs, False))
-        did = self.run_main("--quiet", sys=changed(sys, platform="win32"))
-        self.assertEqual(did.level, logging.WARNING)
-        did.signal.assert_called_once_with(signal.SIGINT, signal.SIG_DFL)
-        did = self.run_main("--help")
-        self.assertIn(did.help.strip(), did.output.getvalue())
-        for option, value in self.options:
-            did = self.run_main(*option.split())
-            found = did.status, did.served and did.served[0][1]
-            self.assertEqual(found, (2, None) if value is None else (0, value), option)
+    def test_memory(self) -> None:
+        """Little memory for each client, even for one that never reads."""
+        inside = self.inside()
+        self.hello(inside).close()  # what is loaded or made only once
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for _ in range(20):
+            sock = self.connect(inside)
+            self.assert_echo(sock, NOISE[:60_000])
+            self.assert_echo(sock, b"HELLO\n")  # a coroutine keeps the last message only
+            if self.iterative:
+                sock.close()
+        inside.wait_until_idle()
+        for_twenty = self.memory_of(inside)
+        self.assertLess(for_twenty / 20, 16_384, "bytes for each client")
+        flood(self.connect(inside))
+        inside.wait_until_idle()
+        for_one = self.memory_of(inside) - for_twenty
+        self.assertLess(for_one, 65536 + 40_000, "bytes for a client that never reads")
 
-    def test_cannot_serve(self) -> None:
-        """What prevents listening is told in one line; a mistake later shows its traceback."""
-        for host, port, said in ("192.0.2.1", 0, "Errno"), ("\udcff", 0, "enc"), ("", 65536, "0-6"):
-            status = self.run_main(f"--host={host}", f"--port={port}", socket=socket).status
-            self.assertRegex(status, rf"\Acannot serve on {host}:{port}: [^\n]*{said}[^\n]*\Z")
-        with self.assertRaises(OSError):
-            self.run_main(serve=mock.Mock(side_effect=OSError(errno.EBADF, "a mistake")))
+    def memory_of(self, inside: Inside) -> int:
+        """Return how many bytes this process has allocated, without the calls that it noted."""
+        gc.collect()
+        with inside.hold:
+            inside.calls.clear()
+            return tracemalloc.get_traced_memory()[0]
 
-    def assert_stops(self, server: Server) -> None:
-        """Press Ctrl-C; fail unless it ends within a second, with status 0 and one line."""
-        server.process.send_signal(signal.SIGINT)
-        self.assertEqual(server.output(seconds=1), b"", "stdout has one line only")
-        log, status = server.log(), server.process.returncode
-        found = status, log.count(b"stopped"), log.count(b"Traceback"), log[-9:]
-        self.assertEqual(found, (0, 1, 0, b" stopped\n"), log[-500:])
-
-    @LINUX
-    def test_ctrl_c(self) -> None:
-        """With clients or without; then its port is free again. And with busy clients."""
-        self.assert_stops(server := self.start(5)[0])
-        self.assert_stops(self.start(0, "--quiet", "--port", str(server.port))[0])
-        for _ in range(4 if self.many else self.name != "async" or sys.version_info >= (3, 11)):
-            self.stop_at_work()
-
-    def stop_at_work(self) -> None:
-        server, _ = self.start(0, *self.many)
-        options = f"--port={server.port}", "--clients=50", "--messages=99999"
-        self.addCleanup(Process(CLIENT, *options).kill)
-        eventually(lambda: server.log().count(b"received") > 500, "a server at work")
-        self.assert_stops(server)
+    def test_no_leak(self) -> None:
+        """Sockets are closed and conversations forgotten, however they end."""
+        inside = self.inside()
+        for data in (b"q\n", b"NOBODY READS THE ECHO\n") * 20:
+            with connect(inside.address) as sock:
+                sock.sendall(data)
+            self.hello(inside).close()
+        eventually(lambda: all(spy.fileno() < 0 for spy in inside.sockets), "closed sockets")
+        inside.wait_until_idle()
+        gc.collect()
+        kinds = (inside.module.Conversation, asyncio.Task)
+        alive = [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
+        self.assertLess(len(alive), 5)
+        self.assertEqual(len(inside.lines_with(": closed (")), len(inside.sockets))
 
 
-class ManyAtOnce(EveryServer):
-    calls = """listener.setblocking(False) wait() listener.accept() 0.setblocking(False)
-        wait() 0.recv(65536) 0.send(503) wait() 0.recv(65536) 0.send(0) 0.shutdown(1)
-        wait() 0.recv(65536) wait() 0.recv(65536) 0.close() wait()"""
+class ConcurrentServer(EveryServer):
+    """Tests for servers that serve several clients in one thread."""
 
     def test_turns(self) -> None:
-        """However much a client sends, and however many wait, another one has its turn."""
-        for text in (b"hello\n", b"q\n"):
+        """However much a client sends, and however many arrive, another one has its turn."""
+        for text in (b"HELLO\n", b"q\n"):  # also if it sends on after its q
             inside = self.inside()
             busy, other = self.hello(inside), self.hello(inside)
             busy.sendall(text)
             receive(busy, 6)
-            inside.socks[0].endless, inside.socks[1].most = True, 3  # three turns for a message
-            busy.sendall(b"more\n")
-            with inside.gate:  # the server must wait
-                start, waiting = len(inside.calls), [inside.connect() for _ in range(8)]
-                other.sendall(b"my turn\n")
-            self.assertEqual(receive(other, 8), b"my turn\n")
-            self.assert_echo(waiting[-1], b"hello\n")
-            calls = [x for x in inside.calls[start:] if "would block" not in x]
-            before = calls[: calls.index("1.recv(65536)")]
-            self.assertLess(max(map(before.count, ("0.recv(65536)", "listener.accept()"))), 4)
+            inside.sockets[0].endless = True
+            inside.sockets[1].send_limit = 3  # bytes, so that a message needs three turns
+            busy.sendall(b"MORE\n")
+            with inside.hold:  # the server has to wait until all are there
+                start = len(inside.calls)
+                crowd = [self.connect(inside) for _ in range(8)]
+                other.sendall(b"MY TURN\n")
+            self.assertEqual(receive(other, 8), b"MY TURN\n")
+            self.assert_echo(crowd[-1], b"HELLO\n")
+            calls = inside.calls[start:]
+            self.assertLess(calls[: calls.index("recv 2")].count("recv 1"), 4)
+            self.assertNotIn("accept accept accept", " ".join(calls))
+            inside.stop()
 
-    def test_shortage(self, room: int = 2, line: str = "[Errno 24] a fault of the test",
-                      plan: tuple[str, ...] = ("EMFILE",), **changes: Any) -> None:
-        """It has room for so many clients, serves them, and another one as one leaves."""
-        need_files(self, room + 100)
-        inside = self.inside(*["silent"] * (room - 1), None, *plan, **changes)
-        last, waits = self.hello(inside), inside.connect()
-        waits.sendall(b"waits\n")
-        eventually(inside.idle, "an idle server")
-        self.assert_echo(last, b"still inside\n")
-        self.assertEqual(len(inside.socks), room + (self.retries or not line))
-        last.close()
-        self.assertEqual(receive(waits, 6), b"waits\n")
-        lines = {f"full ({line}): new clients will have to wait"} if line else set()
-        self.assertEqual({*inside.lines_with("full")}, lines)
-        self.assertEqual(inside.pauses(), ["sleep(1)"] * self.retries)
-        inside.stop()  # and its descriptors are free again
+    def test_out_of_resources_with_clients_inside(self) -> None:
+        """It serves them; and the next client as soon as one leaves, or after a second."""
+        for number, clients in itertools.product(OUT_OF_RESOURCES, (1, 3)):
+            error = OSError(number, "a fault of the test")
+            inside = self.inside(*[None] * clients, error)
+            socks = [self.hello(inside) for _ in range(clients)]
+            waits = self.connect(inside)
+            waits.sendall(b"WAITS\n")
+            inside.wait_until_idle()
+            for sock in socks:
+                self.assert_echo(sock, b"STILL INSIDE\n")
+            if self.full.startswith("new"):
+                self.assertEqual(len(inside.sockets), clients)
+                socks[0].close()
+            self.assertEqual(receive(waits, 6), b"WAITS\n")
+            self.assertEqual(inside.calls.count("accept fails"), 1)
+            self.assertEqual(inside.pauses, [] if self.full.startswith("new") else [1])
+            self.assertEqual(inside.lines_with("full"), [f"full ({error}): {self.full}"])
+            inside.stop()
+
+
+class ScalableServer(ConcurrentServer):
+    """Tests for servers where silent clients cost nothing."""
+
+    def test_cost_of_a_message(self) -> None:
+        """It takes as many lines of the script beside 60 silent clients as beside three."""
+        few, many = self.lines_for_a_message(3), self.lines_for_a_message(60)
+        self.assertGreater(few, 10)
+        self.assertLess(many, few * 1.2)
+
+    def lines_for_a_message(self, silent: int) -> int:
+        inside = self.inside()
+        socks = [self.hello(inside) for _ in range(silent + 1)]
+        inside.wait_until_idle()
+        lines, calls = inside.executed, len(inside.calls)
+        self.assert_echo(socks[0], b"HELLO\n")
+        inside.wait_until_idle()
+        self.assertNotIn("modify", inside.calls[calls:], "nothing to tell the kernel")
+        inside.stop()
+        return inside.executed - lines
 
 
 class BlockingServer(EveryServer):
-    name, says = "blocking", "blocking, threads: 1"
-    calls = """listener.accept() 0.recv(65536) 0.sendall(503) 0.recv(65536) 0.sendall(0)
-        0.shutdown(1) 0.settimeout(1) 0.recv(65536) 0.recv(65536) 0.close()"""
-    options = ("--threads=0", None), ("--threads=1001", None), ("--threads=many", None)
-    many, crowd, iterative, retries = ("--threads=50",), 50, True, True
-    arguments = staticmethod(lambda: [threading.Lock()])
+    name = "blocking"
+    banner = "blocking, threads: 1"
+    calls = "accept recv send recv shutdown recv recv close"
+    iterative = True
+    concurrent = ("--threads=50",)
+    full = "trying again in a second"
+    refused = ("--port=many", "--threads=0", "--threads=1001", "--threads=many")
+    accepted = (("--threads=1000", "blocking, threads: 1000"),)
+    crowd = 50
 
     def test_threads(self) -> None:
-        """1 to 1,000: the main thread and daemons, with the same listener and the same lock."""
-        for threads in (1, 2, 1000):
-            did = self.run_main(f"--threads={threads}")
-            thread = {"target": did.serve, "args": [*did.served[0]], "daemon": True}
-            start = [mock.call(**thread), mock.call().start()]
-            self.assertEqual(did.thread.mock_calls, start * (threads - 1))
-        none = changed(threading, Thread=mock.Mock(side_effect=RuntimeError("none left")))
-        self.assertRegex(self.run_main("--threads=2", threading=none).status, ": none left")
+        """Three threads serve three clients at the same time, and the fourth one waits."""
+        server = self.start("--threads=3")
+        socks = [self.hello(server) for _ in range(3)]
+        waits = self.connect(server)
+        waits.sendall(b"WAITS\n")
+        for sock in socks:
+            self.assert_echo(sock, b"STILL INSIDE\n")
+        self.assertEqual(select.select([waits], [], [], 0.1)[0], [])
+        socks[1].close()
+        self.assertEqual(receive(waits, 6), b"WAITS\n")
 
-    def test_one_thread_at_a_time_says_full(self) -> None:
-        """It holds the lock while it sleeps. If another has it for a second, it only retries."""
-        calls = [mock.call.acquire(timeout=1), mock.call.sleep(1), mock.call.release()]
-        for free in (True, False):
-            lock = mock.Mock(**{"acquire.return_value": free})
-            inside = self.inside("EMFILE", arguments=[lock], time=lock)
-            self.hello(inside)
-            self.assertEqual(lock.mock_calls, calls if free else calls[:1])
-            self.assertEqual(len(inside.lines_with("full")), free)
+    @LINUX
+    def test_more_threads_than_descriptors(self) -> None:
+        """Those that get none try again, idle; the others serve."""
+        server = self.start("--threads=50", files=30)
+        server.wait_for_log(f"full ({EMFILE}): trying again in a second\n")
+        server.wait_until_idle()
+        for _ in range(20):
+            self.hello(server).close()
+        self.assertNotIn("Traceback", server.log())
+
+    def test_no_thread_can_be_started(self) -> None:
+        fault = FAULT.format("threading.Thread.start", "RuntimeError('no thread')")
+        process = Process(SCRIPTS["blocking"], "--port=0", "--threads=2", prelude=fault)
+        line = b"cannot serve on 127.0.0.1:0: no thread\n"
+        self.assertEqual(process.result(), (b"", line, 1))
+
+    def test_silent_after_q(self) -> None:
+        """A client that stays after its q holds up the next one for a second only."""
+        server = self.start()
+        stays, waits = self.connect(server), self.connect(server)
+        stays.sendall(b"HELLO\nq\n")
+        waits.sendall(b"WAITS\n")
+        self.assertEqual(receive(waits, 6), b"WAITS\n")
+        self.assertEqual(receive(stays), b"HELLO\n")
+        server.wait_for_log("closed (timed out)")
 
 
-class NonblockingServer(ManyAtOnce):
-    name, says = "nonblocking", "non-blocking, every 0.01 s"
-    calls = ManyAtOnce.calls.replace("wait()", "")
-    options = (("", 0.01), ("--interval=0", 0.0), ("--interval=3600", 3600.0),
-               *((f"--interval={text}", None) for text in ("-0.001", "3600.1", "nan", "soon")))
-    arguments = staticmethod(lambda: [0.001])
+class NonblockingServer(ConcurrentServer):
+    name = "nonblocking"
+    banner = "non-blocking, every 0.01 s"
+    calls = BlockingServer.calls
+    refused = ("--port=many", "--interval=-0.001", "--interval=3600.1", "--interval=nan")
+    accepted = (("--interval=0", "non-blocking, every 0.0 s"),
+                ("--interval=3600", "non-blocking, every 3600.0 s"))
+
+    def arguments(self) -> list[Any]:
+        return [0.001]
 
     def test_no_sleep_at_work(self) -> None:
         """It sleeps exactly the interval, and only after a round in which nothing was done."""
         for interval in (0.001, 0):
             inside = self.inside(arguments=[interval])
-            sock = inside.connect()
-            eventually(inside.idle, "an idle server")
-            self.assertEqual(exchange(sock, bytes(300_000)), bytes(300_000))
-            rounds = "\n".join(inside.calls).split("listener.accept()")[1:-1]
-            self.assertGreater(len(rounds), 10)
-            for calls in rounds:
-                worked = calls[0] == "\n" or not re.search(r"block\s(sleep\S+\s)*\Z", calls)
-                sleep = [f"sleep({interval})"] if interval and not worked else []
-                self.assertEqual(re.findall(r"sleep\(.*", calls), sleep, calls)
+            sock = self.connect(inside)
+            inside.wait_until_idle()
+            self.assert_echo(sock, NOISE[:300_000])
+            inside.stop()
+            rounds: list[list[str]] = []
+            for call in inside.calls:
+                if call.startswith("accept"):
+                    rounds.append([])
+                rounds[-1].append(call)
+            self.assertGreater(len(rounds), 5)
+            for calls in rounds[:-1]:
+                tried = [call for call in calls if not call.startswith("sleep")]
+                idle = tried[0] == "accept would block" and tried[-1].endswith("would block")
+                sleeps = [f"sleep {interval}"] if idle and interval else []
+                self.assertEqual(calls, tried + sleeps)
 
 
-class SelectServer(ManyAtOnce):
-    name = says = "select"
-
-    def test_limits(self) -> None:
-        """1,024 descriptors, without raising the limit; on Windows 511 clients."""
-        linux, windows = (changed(sys, platform=name) for name in ("linux", "win32"))
-        for soft, hard, now in (1025, 4096, 1024), (1023, 9999, 1023):
-            files = mock.Mock(**{"getrlimit.return_value": (soft, hard), "RLIMIT_NOFILE": "files"})
-            self.hello(self.inside(resource=files, sys=linux))
-            files.setrlimit.assert_called_once_with("files", (now, hard))
-        self.test_shortage(511, "", (), sys=linux)
-        self.test_shortage(511, "select: 512 sockets", (), sys=windows, resource=None)
+class SelectServer(ConcurrentServer):
+    name = banner = "select"
+    calls = "wait accept wait recv send wait recv shutdown wait recv wait recv close"
 
     @LINUX
     def test_1300_clients(self) -> None:
-        inherited = [os.dup(0) for _ in range(50)]
-        clients = 1000 + min(300, int(Path("/proc/sys/net/core/somaxconn").read_text()) // 2)
-        self.test_no_descriptor_left(clients, range(960, 972), files=1400, pass_fds=inherited)
-        self.addCleanup(lambda: [*map(os.close, inherited)])
+        """It has 1,024 descriptors, not one above: those that it did not open count, too."""
+        longest_backlog = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        need_files(self, 1500)
+        with contextlib.ExitStack() as stack:
+            inherited = [stack.enter_context(open(os.devnull, "rb")).fileno() for _ in range(50)]
+            server = self.start(files=1400, pass_fds=inherited)
+            self.check_room(server, 1000 + min(300, longest_backlog // 2), range(960, 973))
+
+    @LINUX
+    def test_512_sockets_on_windows(self) -> None:
+        """Windows counts sockets: 511 clients and the listener."""
+        server = self.start(prelude="import logging, select, shutil, signal, socket, sys, time\n"
+                                    "sys.platform = 'win32'")
+        self.check_room(server, 530, range(511, 512), "select: 512 sockets")
 
 
 @unittest.skipUnless(hasattr(select, "epoll"), "this platform has no epoll")
-class EpollServer(ManyAtOnce):
-    name, says, crowd = "epoll", "epoll", 10_000
+class EpollServer(ScalableServer):
+    name = banner = "epoll"
+    calls = SelectServer.calls
+    crowd = 10_000
 
     def test_without_epoll_it_names_another_script(self) -> None:
-        self.assertRegex(self.run_main(select=SimpleNamespace()).status, "use selectors_server.py")
+        process = Process(SCRIPTS["epoll"], prelude="import select; del select.epoll")
+        line = b"this platform has no epoll: use selectors_server.py\n"
+        self.assertEqual(process.result(), (b"", line, 1))
 
 
-class SelectorsServer(ManyAtOnce):
-    name, says, crowd = "selectors", selectors.DefaultSelector.__name__, 2000
-    options = ("--selector=default", None), ("--selector=best", None)
-    arguments = staticmethod(lambda: [selectors.DefaultSelector()])
+class SelectorsServer(ScalableServer):
+    name = "selectors"
+    banner = selectors.DefaultSelector.__name__
+    calls = SelectServer.calls
+    crowd = 2000
+    refused = ("--port=many", "--selector=default", "--selector=best")
+    kinds = ("select", "poll", "epoll", "kqueue", "devpoll")
+
+    def arguments(self) -> list[Any]:
+        return [selectors.DefaultSelector()]
 
     def test_each_selector(self) -> None:
-        for name in ("select", "poll", "epoll", "kqueue", "devpoll"):
+        for name in self.kinds:
             kind = getattr(selectors, f"{name.capitalize()}Selector", None)
-            did = self.run_main("--selector", name)
-            self.assertEqual(did.status, 0 if kind else 2)
             if kind:
-                self.assertIs(type(did.served[0][1]), kind)
-                self.test_calls([kind()])
-                line = "500 clients for select" if name == "select" else ""
-                self.test_shortage(500, line, (), arguments=[kind()])
+                self.assertIn(f" ({kind.__name__})\n", self.start(f"--selector={name}").line)
+                self.check_calls(self.inside(arguments=[kind()]))
+            else:
+                self.assertEqual(Process(SCRIPTS["selectors"], "--selector", name).result()[2], 2)
+
+    @LINUX
+    def test_500_clients_of_select(self) -> None:
+        server = self.start("--selector=select")
+        self.check_room(server, 530, range(500, 501), "500 clients for select")
 
 
-class AsyncServer(ManyAtOnce):
-    name, says, retries, crowd = "async", "asyncio", True, 2000
-    calls = """listener.setblocking(False) sleep(0) listener.accept() 0.setblocking(False) sleep(0)
-        0.recv(65536) 0.send(503) sleep(0) 0.recv(65536) 0.send(0) sleep(0) 0.shutdown(1)
-        0.recv(65536) sleep(0) 0.recv(65536) 0.close()"""
+class AsyncServer(ScalableServer):
+    name = "async"
+    banner = "asyncio"
+    calls = BlockingServer.calls
+    full = BlockingServer.full
+    crowd = 2000
 
 
-del EveryServer, ManyAtOnce  # which are no tests themselves
+del EveryServer, ConcurrentServer, ScalableServer  # they are no tests themselves
 
 
 class ConversationRule(unittest.TestCase):
+    """The class Conversation of select_server.py: Pages.test_pages shows that all are the same."""
+
     def test_known(self) -> None:
         """What is received, piece by piece, and at last the reply to the last piece."""
-        alike = b"quit\nqq\n q\nQ\nq q\nq \nxq\nq\0\nq\r\r\n\tq\n"
-        full = b"x" * 65536  # fills the buffer
-        for *pieces, reply in (
-            (bytes(range(256)), alike, b"Q", b"Q"), (b"one\nq\ntwo\n", b"one\n"),
-            (b"a\nq\r", b"\nb", b""), (b"q", b""), (b"Iraq", b"\n", b"\n"), (full, b"q", b"q"),
-            (full, b"q", b"q", b""), (full[1:], b"q", b""), (full[1:] + b"\n", b"q\n", b""),
+        alike = b"quit\nqq\n q\nQ\nq q\nq \nxq\nq\0\nq\r\r\n\tq\n"  # no q lines
+        full = b"x" * 65536  # what one recv() returns at most: then a q alone is not alone
+        for pieces, last_reply in (
+            ([bytes(range(256)), alike, b"Q"], b"Q"),
+            ([b"one\nq\ntwo\n"], b"one\n"),
+            ([b"one\nq\nq\ntwo\n"], b"one\n"),
+            ([b"a\nq\r", b"\nb"], b""),
+            ([b"q"], b""),
+            ([b"Iraq", b"\n"], b"\n"),
+            ([full, b"q"], b"q"),
+            ([full, b"q", b"q"], b""),
+            ([full[1:], b"q"], b""),
+            ([full[1:] + b"\n", b"q\n"], b""),
         ):
             conversation = load("select").Conversation()
-            expected, replies = [*pieces[:-1], reply], [*map(conversation.reply, pieces)]
-            self.assertEqual((replies, conversation.finished), (expected, expected != pieces))
+            replies = [conversation.reply(piece) for piece in pieces]
+            self.assertTrue(replies == [*pieces[:-1], last_reply], pieces[-1])
+            self.assertEqual(conversation.finished, last_reply != pieces[-1])
             self.assertLess(len(repr(vars(conversation))), 100, "it keeps a few bytes")
 
     def test_all_cuts(self) -> None:
         """However a text is split, all comes back but a q line, or the rest of it at its end."""
-        ended = b"a\n|q\n", b"|q\r\n", b"\n\n|q\r\n", b"Iraq\nx\n|q\n"
-        going = b"Iraq\nx", b"\nqu\n", b"a\nquit", b"q\rq\n", b"\rq\n", b"\r\nq q", b"qq\nq\t\n"
         new_conversation = load("select").Conversation
-        for marked in (*ended, *going):
-            text, quit_line = marked.replace(b"|", b""), marked.partition(b"|")[2]
-            for places in itertools.product((False, True), repeat=len(text) - 1):
-                ends = [*itertools.compress(range(1, len(text)), places), len(text)]
-                pieces = [text[start:end] for start, end in zip([0, *ends], ends)]
-                if b"q" not in pieces:  # which ends it on its own
-                    conversation = new_conversation()
-                    echo = b"".join(map(conversation.reply, pieces))
-                    end = len(text) - min(len(quit_line), len(pieces[-1]))
-                    expected = text[:end], end < len(text)
-                    self.assertEqual((echo, conversation.finished), expected, pieces)
+        for text, quit_line in (
+            (b"a\n", b"q\n"), (b"", b"q\r\n"), (b"\n\n", b"q\r\n"), (b"Iraq\nx\n", b"q\n"),
+            # and those that do not end:
+            (b"Iraq\nx", b""), (b"\nqu\n", b""), (b"a\nquit", b""), (b"q\rq\n", b""),
+            (b"\rq\n", b""), (b"\r\nq q", b""), (b"qq\nq\t\n", b""),
+        ):
+            for pieces in all_cuts(text + quit_line):
+                if b"q" in pieces:  # a q alone ends it: see test_known
+                    continue
+                conversation = new_conversation()
+                echo = b"".join([conversation.reply(piece) for piece in pieces])
+                # What an earlier piece had of the q line has come back.
+                early = max(0, len(quit_line) - len(pieces[-1]))
+                self.assertEqual(echo, text + quit_line[:early], pieces)
+                self.assertEqual(conversation.finished, quit_line != b"", pieces)
+
+
+def all_cuts(text: bytes) -> Iterator[list[bytes]]:
+    """Yield every way to cut a text into pieces."""
+    for cuts in itertools.product((False, True), repeat=len(text) - 1):
+        ends = [place for place, cut in enumerate(cuts, 1) if cut]
+        yield [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)])]
 
 
 # ---- The client
 
-ERRORS = [OSError(number, os.strerror(number)) for number in (
-    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENOBUFS, errno.ECONNRESET, errno.EPIPE)]
+class ClientProcess(unittest.TestCase):
+    """client.py as a process. The test plays its server, or starts another one."""
 
+    def setUp(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(self.listener.close)
+        self.listener.settimeout(DEADLINE)
+        self.port = self.listener.getsockname()[1]
 
-class World(dict[Any, Any]):
-    """A clock, and a selector that moves it on to the next event: every time is exact."""
+    def start(self, *options: str, **more: Any) -> Process:
+        process = Process(CLIENT, f"--port={self.port}", *options, **more)
+        self.addCleanup(process.kill)
+        return process
 
-    now, selects = 100.0, 0
-    get_map, unregister = dict.copy, dict.pop
+    def accept(self) -> socket.socket:
+        sock, _ = self.listener.accept()
+        self.addCleanup(sock.close)
+        sock.settimeout(DEADLINE)
+        return sock
 
-    def register(self, peer: Any, events: int, data: object) -> Any:
-        self[peer] = mock.Mock(events=events, data=data)
-        return self[peer]
-    modify = register
+    def start_server(self) -> None:
+        server = Server(SCRIPTS["select"], "--quiet")
+        self.addCleanup(server.kill)
+        self.port = server.port
 
-    def select(self, timeout: float) -> list[tuple[Any, int]]:
-        self.selects += 1
-        if self.selects > 9999 or not 0 < timeout <= 0.2:
-            raise AssertionError(f"no end after {self.selects} waits, or a wrong one: {timeout}")
-        due = {peer: min([when for when, _ in peer.inbox[:1] if key.events & selectors.EVENT_READ]
-                         + [peer.connected_at if key.events & selectors.EVENT_WRITE else 1e9])
-               for peer, key in self.items()}
-        self.now = max(self.now, min(self.now + timeout, *due.values()))
-        return [(self[peer], 0) for peer, when in due.items() if when <= self.now]
+    def interrupt(self, process: Process, number: int) -> tuple[bytes, bytes, int]:
+        process.wait_until_it_sleeps()
+        process.process.send_signal(number)
+        return process.result()
 
+    def serve_once(self, answer: bytes, typed: bytes, **more: Any) -> tuple[bytes, bytes, int]:
+        """Answer a client that has sent typed, its stdin; return its result."""
+        process = self.start(**more)
+        with ThreadPoolExecutor() as pool:
+            result = pool.submit(process.result, typed)
+            sock = self.accept()
+            self.received = receive(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for i in range(len(answer)):  # byte by byte, so that nearly each comes alone
+                sock.sendall(answer[i : i + 1])
+                time.sleep(0.001)
+            sock.close()
+            return result.result()
 
-class Peer:
-    """A client's socket: after 0.1 s it gets the answers, bytes or errors, to what it sends."""
+    def test_file(self) -> None:
+        """Every byte up to a line that is just q comes back, and is written."""
+        self.start_server()
+        odd = bytes(range(256)) + b"\r\n quit\n q\nqq\nwithout a newline"
+        long = b"x" * 70_000 + b"q\n" + b"y" * 65_536 + b"q\nz"  # lines longer than one recv()
+        split = b"a" * 65_534 + b"\n"  # one recv() returns this and a q, the next one its newline
+        for text, typed in (
+            (b"", b""), (odd, odd), (long, long), (b"short\n" * 30_000, b"short\n" * 30_000),
+            (split, split + b"q\n"), (split, split + b"q\n"), (b"a" + split, b"a" + split + b"q\n"),
+        ):
+            output, log, status = self.start().result(typed)
+            self.assertTrue(output == text, (len(output), output[-20:]))
+            self.assertEqual((log, status), (b"", 0))
 
-    refused, room, connects_in, send_takes = 0, 1 << 30, 0.0, 0.0
-    raises: Any = ()  # or {the number of a call: its error}
-    echo: Any = staticmethod(lambda part: [part])
-    end: Any = (b"",)  # what answers shutdown()
-    setblocking = connect = mock.Mock()
+    def test_q_line(self) -> None:
+        """A q line is sent, and not written if it comes back. Anything else is written."""
+        for typed, sent, answer, written in (
+            (b"one\nq", b"one\nq\n", b"", b""), (b"q\n", b"q\n", b"q\n", b""),
+            (b"a\r\nq\r\ntwo", b"a\r\nq\n", b"q", b""), (b"q\n", b"q\n", b"xq\n", b"xq\n"),
+            (b"a\nq\n", b"a\nq\n", b"q\n", b""), (b"a\nq\n", b"a\nq\n", b"q", b""),
+            (b"a\nq\n", b"a\nq\n", b"q\nbye\n", b"bye\n"),
+            (b"a\nq\n", b"a\nq\n", b"\nmore\n", b"\nmore\n"),
+        ):
+            echo = sent[:-2]
+            result = self.serve_once(echo + answer, typed)
+            self.assertEqual(result, (echo + written, b"", 0), answer)
+            self.assertEqual(self.received, sent)
+        for answer in (b"one\nq\n", b"one\nHTTP/1.1 400 Bad Request\r\n"):
+            self.assertEqual(self.serve_once(answer, b"one\n"), (answer, b"", 0))
 
-    def __init__(self, world: World, **faults: Any) -> None:
-        vars(self).update(faults)
-        self.world, self.connected_at = world, world.now + self.connects_in
-        self.log, self.inbox = list[Any](), list[Any]()  # calls and answers, each with its time
-        self.getsockopt, self.close = mock.Mock(return_value=self.refused), mock.Mock()
+    def test_echo_is_written_immediately(self) -> None:
+        self.start_server()
+        process = self.start()
+        process.send(b"one\n")
+        eventually(lambda: process.output() == b"one\n", "the first echo")
+        process.send(b"two\n")
+        eventually(lambda: process.output() == b"one\ntwo\n", "the second echo")
+        self.assertEqual(process.result(b"q\n"), (b"one\ntwo\n", b"", 0))
 
-    def note(self, argument: object) -> None:
-        self.log.append((round(self.world.now, 6), argument))
-        if len(self.log) in self.raises:
-            raise self.raises[len(self.log)]
+    def test_connection_lost(self) -> None:
+        failed = f"conversation with 127.0.0.1:{self.port} failed: ".encode()
+        for answer, typed in ((b"one\nt", b"one\ntwo\n"), (b"on", b"one\nq\n")):
+            expected = (answer, failed + b"closed by the server\n", 1)
+            self.assertEqual(self.serve_once(answer, typed), expected)
+        for error, words in (("OSError('a fault')", b"a fault"), ("MemoryError", b"out of memory")):
+            fault = FAULT.format("socket.socket.sendall", error)
+            result = self.serve_once(b"", b"one\n", prelude=fault)
+            self.assertEqual(result[1:], (failed + words + b"\n", 1))
+        process = self.start()
+        process.send(b"one\n")
+        sock = self.accept()
+        receive(sock, 4)
+        reset(sock)
+        self.assertRegex(process.result()[1], re.escape(failed) + rb"\[\w+ \d+\] .+\n")
 
-    def send(self, data: bytes) -> int:
-        part = bytes(data[: self.room])
-        self.note(part)
-        self.inbox += [(self.world.now + 0.1, answer) for answer in self.echo(part)]
-        self.world.now += self.send_takes
-        return len(part)
+    def test_cannot_connect(self) -> None:
+        """One line says why, and what helps; for a crowd, too."""
+        self.listener.close()
+        for host in ("127.0.0.1", "127.0.0.2", "localhost"):
+            for options in ([], ["--clients=50"]):
+                output, log, status = self.start(f"--host={host}", *options).result()
+                command = f"python select_server.py --host {host} --port {self.port}"
+                self.assertRegex(log.decode(), rf"\Acannot connect to {host}:{self.port}: "
+                                               rf"\[.+\] .+; start one there: {command}\n\Z")
+                self.assertEqual((output, status), (b"", 1))
+        log = self.start("--host=\udcff").result()[1]
+        self.assertRegex(log, rb"\Acannot connect to .+: .+\n\Z")
 
-    def shutdown(self, how: int) -> None:
-        self.inbox += [(self.world.now + 0.1, answer) for answer in self.end]  # also if it fails
-        self.note(how)
-
-    def recv(self, _: int) -> Any:
-        come = self.inbox and self.inbox[0][0] <= self.world.now
-        data = self.inbox.pop(0)[1] if come else BlockingIOError()
-        if isinstance(data, OSError):
-            raise data
-        return data
-
-
-class ClientInside(unittest.TestCase):
-    def run_peers(self, *faults: Any, messages: int = 2, size: int = 64, pause: float = 0) -> Any:
-        """Run a client for each of these faults of a socket; return the clients."""
-        world = World()
-        peers = [Peer(world, **fault) for fault in faults]
-        with mock.patch("socket.socket", side_effect=peers):
-            clients = [client.Client(i, messages, size, pause) for i in range(1, len(peers) + 1)]
-        with mock.patch("time.perf_counter", lambda: world.now), \
-             mock.patch("client.DefaultSelector", return_value=world):
-            client.run(clients, ("127.0.0.1", 8088), world.now)
-        for one, peer in zip(clients, peers):
-            peer.close.assert_called_once_with()
-            self.assertTrue(one.problem or not peer.inbox, "read to the end")
-        return clients
-
-    def test_messages(self) -> None:
-        """Messages differ and have their size; pauses and times are exact; progress is shown."""
-        for size in 1, 2, 15, 64, 100_000:
-            first, second = (x.sock.log for x in self.run_peers({}, {}, messages=12, size=size))
-            sent = [data for _, data in first[:12] + second[:12]]
-            self.assertEqual([(x.find(b"\n"), len(x)) for x in sent], [(size - 1, size)] * 24)
-            self.assertEqual(len(set(sent)), {1: 1, 2: 9}.get(size, 24))  # 2: a digit of 1 to 9
-            self.assertEqual([x for _, x in second[12:]], [b"q\n", socket.SHUT_WR])
-        lines = r"1 s: 0 messages\r([2-6] s: [0-3] messages\r){8,10}7 s: 3 messages\r"
-        for terminal, pattern in (True, lines), (False, ""):
-            with contextlib.redirect_stderr(io.StringIO()) as said, \
-                 mock.patch.object(said, "isatty", return_value=terminal):
-                [one] = self.run_peers({"connects_in": 1, "send_takes": 0.5}, messages=3, pause=2)
-            self.assertRegex(said.getvalue(), rf"\A{pattern}\Z")
-            self.assertEqual([round(x, 6) for x in one.round_trips], [0.5] * 3)
-            self.assertEqual([when for when, _ in one.sock.log], [101, 103.5, 106, 106.5, 107])
-            self.assertEqual((round(one.first_echo_at, 6), round(one.closed_at, 6)), (101.5, 107.1))
-
-    def test_problems(self) -> None:
-        """Each client has the problem that it met, of any kind and anywhere; the others go on."""
-        for error in ERRORS:
-            table: list[tuple[str, dict[str, Any]]] = [
-                ("", {"room": 10, "raises": {4: BlockingIOError()}}),  # the send buffer is full
-                ("", {}), ("", {"echo": lambda part: [part[:1], part[1:]]}),
-                ("", {"end": [b"x" * 99, b"y", b""]}),  # after the q, anything may come
-                ("closed by the server", {"echo": lambda part: [part * part.startswith(b"1")]}),
-                *(("the echo differs", {"echo": echo}) for echo in (
-                    lambda part: [part[:-1] + b"x"], lambda part: [part + b"\n"],
-                    lambda part: [part, b"x"], lambda part: [part[:1], part[:1]])),
-                *((str(error), fault) for fault in (
-                    {"echo": mock.Mock(return_value=[error])}, {"end": [error]},
-                    {"echo": lambda part, error=error: [part, error]}, {"raises": {2: error}},
-                    {"connects_in": 0.5, "refused": error.errno}, {"raises": {3: error}},  # the q
-                    {"raises": {4: OSError("shutdown")}, "end": [error]})),
-            ]
-            clients = self.run_peers(*(fault for _, fault in table), pause=1)
-            self.assertEqual([str(one.problem or "") for one in clients], [x for x, _ in table])
-            with self.assertRaises(OSError):  # none is connected
-                self.run_peers({"refused": error.errno}, {"connects_in": 9})
-
-    def test_figures(self) -> None:
-        """A row for each client: dots until its first echo, then # until its end."""
-        picture = """. waiting for its first echo   # being served
-
-client  0            1            2            3            4 s
-        |------------|------------|------------|------------|
-     1  .......###################
-     2  ....................................................#
-     3  ......................................."""
-        self.assertEqual(client.chart([(0.58, 2.0), (4.0, 4.0), (0.0, 3.0)], 72), picture)
-        for width, half in (74, 26), (120, 50), (200, 50), (0, 20):
-            row = client.chart([(1799.95, 3599.9)], width).splitlines()[-1]
-            self.assertEqual(row, "     1  " + "." * half + "#" * half)
-        shown = [1, 3, 5, 7, 9, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 33, 35, 37, 39, 41]
-        for number, rows in (41, shown), (20, [*range(1, 21)]), (3, [1, 2, 3]), (1, [1]):
-            picture = client.chart([(1.0, 2.0)] * number, 72)
-            self.assertEqual([int(row) for row in re.findall(r"(?m)^ +(\d+)  ", picture)], rows)
-            self.assertEqual(f"\n20 of the {number} clients, ev" in picture, number > 20)
-        times = [2.5] + [0.05] * 9 + [0.003] + [0.002] * 399 + [0.001] * 600
-        spans = [(0.3, 0.5), (0.0, 1.0), (1.2, 2.0), (0.1, 1.5)]
-        expected = """1,010 messages in 2 s: 505 per second
-round-trip time: median 1.00 ms, 99th percentile 3.00 ms, maximum 2,500.00 ms
-first echo after the start (3 of 4 clients): median 300.00 ms, maximum 1,200.00 ms"""
-        self.assertEqual(client.figures(times, spans), expected)
-        self.assertEqual(client.figures([], [(0, 0.5)]), "0 messages in 0.5 s: 0 per second")
-
-    def main(self, *options: str, terminals: Any = "", **effects: Any) -> tuple[Any, str, Any]:
-        """Call main() with all below it replaced; return its status, stderr and the calls."""
-        below = "talk", "copy", "run_many"
-        usual = {"gethostbyname": "ip of {}".format, **dict.fromkeys(below, SystemExit), **effects}
-        fake = mock.MagicMock(**{f"{name}.side_effect": usual[name] for name in usual})
-        stdin, stdout = (mock.Mock(**{"isatty.return_value": name in terminals,
-                                      "fileno.side_effect": OSError}) for name in ("in", "out"))
-        with mock.patch.multiple("client", socket=fake, **{x: getattr(fake, x) for x in below}), \
-             mock.patch.multiple("sys", argv=["client.py", *options], stdin=stdin, stdout=stdout), \
-             contextlib.redirect_stderr(io.StringIO()) as said, \
-             self.assertRaises(SystemExit) as ended:
-            client.main()
-        return ended.exception.code, said.getvalue(), fake
+    def test_errors_at_the_start(self) -> None:
+        """What the machine cannot do is told in a line; a mistake in client.py is a traceback."""
+        connect, thread = "socket.socket.connect", "threading.Thread.start"
+        no_port = f"OSError({errno.EADDRNOTAVAIL}, 'no port')"
+        for call, error, pattern in (
+            (connect, no_port, r"cannot connect to .+ no port; perhaps no local port is free"),
+            (connect, "MemoryError", r".+: out of memory"),
+            (connect, "RuntimeError('a bug')", r"Traceback(.*\n)+RuntimeError: a bug"),
+            (thread, "RuntimeError('no thread')", r".*no thread"),
+            (thread, "MemoryError", r".+: out of memory"),
+        ):
+            for options in ([], ["--clients=2"]):
+                if call == connect or not options:  # a crowd needs no thread
+                    result = self.start(*options, prelude=FAULT.format(call, error)).result()
+                    self.assertRegex(result[1].decode(), rf"\A{pattern}\n\Z")
+                    self.assertEqual(result[2], 1)
+        if os.name == "posix":
+            log = self.start("--clients=70", files=64).result()[1]
+            self.assertRegex(log, rb"\Acannot .+: \[Errno 24\] .+; first run: ulimit -n 120\n\Z")
 
     def test_options(self) -> None:
-        """Each option arrives, up to both ends of its limits, and what is beyond is refused."""
-        usual = {"host": "b", "port": 8088, "clients": 9, "messages": 100, "size": 64, "pause": 0}
+        """The limits of each option are accepted, and what is beyond them is refused."""
         most = 512 if sys.platform == "win32" else 10**6
         for name, low, high in (("port", 1, 65535), ("clients", 1, most), ("messages", 1, 10**9),
                                 ("size", 1, 10**9), ("pause", 0, 3600)):
-            for value in low, high, low - 1, high + 1, "nan":
-                options = "--clients=9", "--host=b", f"--{name}={value}"
-                status, said, calls = self.main(*options, terminals="in out")
-                if value in (low, high):
-                    args, server = calls.run_many.call_args[0]
-                    self.assertEqual((vars(args), server[0]), ({**usual, name: value}, "ip of b"))
-                else:
-                    self.assertEqual((status, calls.method_calls), (2, []), (name, value))
-                    self.assertRegex(said, rf"error: .*--{name}\b")
-        with mock.patch("client.Client") as made, mock.patch("client.run", side_effect=OSError), \
-             self.assertRaises(OSError):
-            client.run_many(mock.Mock(clients=2, messages=3, size=4, pause=5), ("", 0))
-        self.assertEqual(made.call_args_list, [mock.call(1, 3, 4, 5), mock.call(2, 3, 4, 5)])
-        for terminals in "", "in", "out", "in out":  # half a terminal is a pipe
-            calls = self.main(terminals=terminals)[2]
-            calls.create_connection.assert_called_once_with(("ip of 127.0.0.1", 8088))
-            self.assertEqual((calls.talk if terminals == "in out" else calls.copy).call_count, 1)
+            for value in (low, high):
+                self.assertTrue(self.accepts("--clients=2", f"--{name}={value}"), name)
+            for wrong in (f"{low - 1}", f"{high + 1}", "nan"):
+                self.assertFalse(self.accepts("--clients=2", f"--{name}={wrong}"), name)
+        for option in ("--messages=100", "--size=64", "--pause=0"):  # even with its default
+            self.assertFalse(self.accepts(option), "it needs --clients")
 
-    def test_errors(self) -> None:
-        """A line says what failed, and what helps."""
-        refused, no_port, no_file = (OSError(number, "reason") for number in (
-            errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EMFILE))
-        cannot, lost = "cannot connect to 127.0.0.1:7", "connection to 127.0.0.1:7 lost"
-        for where, error, line in (
-            ("gethostbyname", UnicodeError("no name"), f"{cannot}: no name"),
-            ("create_connection", refused,
-             f"{cannot}: {refused}; start one: python select_server.py --port 7"),
-            ("run_many", no_port, f"{cannot}: {no_port}; perhaps no local port is free"),
-            ("run_many", no_file, f"{cannot}: {no_file}; first run: ulimit -n 57"),
-            ("run_many", MemoryError(), "out of memory"), ("copy", RuntimeError("no"), "no"),
-            *(("copy", error, f"{lost}: {error}") for error in ERRORS),
-        ):
-            many = ["--clients=7"] if where == "run_many" else []
-            self.assertEqual(self.main("--port=7", *many, **{where: error})[:2], (line, ""))
-        for typed, message in (
-            (OSError("broken"), "cannot read stdin: broken"), ("hello\n", "closed by the server"),
-            ("\ud800\n", "cannot read stdin: .*surrogates not allowed"),
-        ):
-            stdin = mock.Mock(encoding="utf-8", readline=mock.Mock(side_effect=[typed]))
-            with mock.patch.multiple("sys", stdin=stdin, stdout=io.StringIO()):
-                with self.assertRaisesRegex((SystemExit, OSError), rf"\A{message}\Z"):
-                    client.talk(mock.Mock(**{"makefile.return_value": io.BytesIO(b"hell")}))
-                self.assertIsNotNone(sys.stdout)  # it could still be written
+    def accepts(self, *options: str) -> bool:
+        """Return whether client.py looks up its server then, or says that there is an error."""
+        with mock.patch.object(sys, "argv", ["client.py", *options]), \
+             mock.patch("socket.gethostbyname", side_effect=SystemExit("accepted")), \
+             contextlib.redirect_stderr(io.StringIO()) as said, \
+             self.assertRaises(SystemExit) as end:
+            client.main()
+        status = str(end.exception.code)
+        self.assertIn(status, ("accepted", "2"))
+        self.assertEqual("error: " in said.getvalue(), status == "2")
+        return status == "accepted"
 
-    def copy(self, data: bytes, **calls: Any) -> tuple[bytes, bytes]:
-        """Let copy() send stdin, then receive; return what it sends, and its stdout."""
-        sock = mock.Mock(**{f"{name}.side_effect": effect for name, effect in calls.items()})
-        self.addCleanup(sock.shutdown.assert_called_with, socket.SHUT_WR)  # recv() needs it to end
-        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, \
-             mock.patch.multiple("sys", stdin=stdin, stdout=stdout), \
-             mock.patch("os.write", lambda file, data, write=os.write: write(file, data[:999])), \
-             mock.patch("threading.Thread.start", threading.Thread.run):
-            stdin.write(data)
-            stdin.seek(0)
-            client.copy(sock)
-            stdout.seek(0)
-            return b"".join(call[0][0] for call in sock.sendall.call_args_list), stdout.read()
+    def test_help(self) -> None:
+        """The examples are indented in every Python, and each default is shown."""
+        output, log, status = self.start("--help").result()
+        self.assertEqual((log, status), (b"", 0))
+        for example in ("", " < file", " --clients 100"):
+            self.assertRegex(output.decode(), rf"\n    python client\.py{example}  +\w")
+        for default in (b"(127.0.0.1)", b"(8088)", b"(100)", b"(64)", b"(0)"):
+            self.assertIn(default, output)
 
-    def test_copy(self) -> None:
-        """Every byte is sent, up to a line that is just q, and each that comes is written."""
-        odd = bytes(range(256)) + b"\r\n quit\n q\nqq\nwithout a newline"
-        long = b"x" * 70_000 + b"q\n" + b"y" * 65_536 + b"q\nz"  # is read in pieces
-        for data, echo, q in (
-            (b"", b"", b""), (odd, odd, b""), (long, long, b""), (b"one\nq", b"one\n", b"q\n"),
-            (b"one\nq\ntwo\n", b"one\n", b"q\n"), (b"one\r\nq\r\ntwo", b"one\r\n", b"q\n"),
-        ):
-            self.assertTrue(self.copy(data, recv=[echo, b""]) == (echo + q, echo), data[:20])
-        self.copy(b"one\nq\n", sendall=[None, ERRORS[0]], recv=[b"one\n", b""])  # nothing is lost
-        for error in ERRORS:  # is raised, wherever it comes
-            for faults in {"recv": error}, {"sendall": [None, error]}, {"shutdown": error}:
-                with self.assertRaisesRegex(OSError, re.escape(str(error))):
-                    self.copy(b"one\ntwo\n", **{"recv": [b"one", b""], **faults})
-        with self.assertRaisesRegex(ConnectionError, "closed by the server"):
-            self.copy(b"one\ntwo\n", recv=[b"one\ntwo", b""])
+    @LINUX
+    def test_large_messages(self) -> None:
+        """Messages that fill all buffers come back; the chart is as wide as the terminal."""
+        self.start_server()
+        options = "--clients=3", "--messages=2", "--size=9000000"
+        terminal = self.start(*options, terminal=True, env={**ENVIRONMENT, "COLUMNS": "100"})
+        self.assertRegex(terminal.result()[1], rb"\|(-{19}\|){4}\n(.*\n)+6 messages in .*\n"
+                                               rb"round-.*\n.* \(3 of 3 clients\): .*\n\Z")
 
+    @LINUX
+    def test_not_finished(self) -> None:
+        """Clients that end too early are counted. Ctrl-C and SIGTERM show what was seen."""
+        for number, expected in ((0, 1), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            process = self.start("--clients=3", "--messages=2")
+            first, second, third = self.accept(), self.accept(), self.accept()
+            reset(first)
+            third.sendall(receive(third, 64))
+            receive(third, 64)
+            receive(second, 64)
+            if number:
+                process.wait_until_it_sleeps()
+                process.process.send_signal(number)
+            else:
+                second.close()
+                third.close()
+            output, log, status = process.result()
+            reason = "interrupted" if number else "closed by the server"
+            self.assertIn(f" (1), {reason} (2)\n".encode(), log)
+            self.assertRegex(log, rb"\A3 of 3 clients did not finish: .+\n\Z")
+            self.assertRegex(output, rb"\n( +[12]  \.+\n){2} +3  \.*#+\n\n1 messages in ")
+            self.assertEqual(status, expected)
+        process = self.start("--clients=1", prelude="import sys; sys.stderr = None")  # or 2>&-
+        self.accept().close()
+        output, log, status = process.result()
+        self.assertNotIn(b"did not finish", output)
+        self.assertEqual((log, status), (b"", 1))
 
-@LINUX
-class ClientProcess(unittest.TestCase):
-    def setUp(self) -> None:
-        self.server = Server(SCRIPTS["select"], "--quiet")
-        self.addCleanup(self.server.kill)
-        self.addCleanup(socket.setdefaulttimeout, None)
-        socket.setdefaulttimeout(DEADLINE)
+    @LINUX
+    def test_progress(self) -> None:
+        """It is shown in a terminal, and wiped however the run ends."""
+        self.start_server()
+        options = "--clients=2", "--messages=9", "--pause=0.2"
+        for number in (0, signal.SIGINT, signal.SIGTERM):
+            process = self.start(*options, terminal=True, stdout=subprocess.PIPE)
+            process.wait_for_log("1 s: ")
+            if number:
+                process.process.send_signal(number)
+            self.assertIn(b" messages in ", process.result()[0])
+            screen = ""  # what a terminal shows in the end of this line
+            for text in process.log().split("\r"):
+                screen = text + screen[len(text) :]
+            self.assertNotIn("ages", screen)  # of "1 s: 10 messages"
+        self.assertEqual(self.start(*options).result()[1], b"")
 
-    def start(self, *options: str, clients: int = 0, **more: Any) -> Any:
-        """Return a client of a real server, or play the server and return its connections, too."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1] if clients else self.server.port
-            process = Process(CLIENT, f"--port={port}", *options, **more)
-            self.addCleanup(process.kill)
-            socks = [listener.accept()[0] for _ in range(clients)]
-        self.addCleanup(lambda: [*map(socket.socket.close, socks)])
-        return (process, *socks) if clients else process
-
-    def interrupt(self, process: Process) -> tuple[bytes, bytes, int]:
-        process.wait_for_rest()
-        process.process.send_signal(signal.SIGINT)
-        return process.result()
-
-    def test_conversation(self) -> None:
+    @LINUX
+    def test_terminal(self) -> None:
         """It prompts and prints the echo; any byte can be typed; q, Ctrl-D or Ctrl-C ends it."""
         for codec, typed, shown, sent, ctrl_c in (
             ("utf-8", b"\x04", b"\n", b"", b""), ("latin-1", b"q\x04\x04", b"q", b"q\n", b""),
-            ("utf-8", b"", b"", b"", b"\n"), ("utf-8", b"hi\n", b"hi\n", b"hi\n", b"\n"),
+            ("utf-8", b"q\n", b"q\n", b"q\n", b""), ("utf-8", b"", b"", b"", b"\n"),
+            ("utf-8", b"hi\n", b"hi\n", b"hi\n", b"\n"),
         ):
             environment = {**ENVIRONMENT, "PYTHONIOENCODING": codec}
-            terminal, sock = self.start(env=environment, terminal=True, clients=1)
+            terminal = self.start(env=environment, terminal=True)
+            sock = self.accept()
             terminal.expect(b">>> ")
             for line in b"hello\n", b"\n", b"gr\xc3\xbcn \xff\xe4\n", b"no newline":
                 terminal.send(line if line.endswith(b"\n") else line + b"\x04\x04")
                 terminal.expect(line)
                 sock.sendall(receive(sock, len(line) - 1))
-                terminal.wait_for_rest()  # for the last byte
+                terminal.wait_until_it_sleeps()  # for the last byte
                 sock.sendall(receive(sock, 1))
                 terminal.expect(line + b">>> ")
             terminal.send(typed)
             terminal.expect(shown)
             self.assertEqual(receive(sock, len(sent)), sent)
-            result = self.interrupt(terminal) if ctrl_c else terminal.result()
+            result = self.interrupt(terminal, signal.SIGINT) if ctrl_c else terminal.result()
             self.assertEqual(result, (b"", terminal.expected + ctrl_c, 0))
             self.assertEqual(receive(sock), b"")
+        terminal = self.start(terminal=True)
+        terminal.send(b"hello\n")
+        sock = self.accept()
+        sock.sendall(receive(sock, 6)[:3])
+        sock.close()
+        self.assertRegex(terminal.result()[1], rb"conversation .+ failed: closed by the server\n")
 
     @LINUX
     def test_pipes(self) -> None:
         """Much passes in little memory, also if another program left the pipes non-blocking."""
+        self.start_server()
+        process = self.start(terminal=True, stdout=subprocess.PIPE)  # half a terminal is a pipe
+        process.send(b"hello\nq\n")
+        self.assertEqual(process.result()[0], b"hello\n")
+        process = self.start(terminal=True, stdin=subprocess.PIPE)
+        self.assertEqual(process.result(b"hello\nq\n")[1], b"hello\n")
         data = b"x" * (32 << 20) + b"\n"
         (source, fill), (sink, drain) = socket.socketpair(), socket.socketpair()
-        with source, fill, sink, drain:  # they have a timeout, which makes them non-blocking
+        with source, fill, sink, drain:
+            for sock in (source, fill, sink, drain):
+                sock.settimeout(DEADLINE)  # which makes it non-blocking
             process = self.start(stdin=source, stdout=sink)
             threading.Thread(target=fill.sendall, args=(data,)).start()
             self.assertTrue(receive(drain, len(data)) == data, process.log())
-            self.assertRegex(process.proc("status"), r"VmHWM:\s+[12]?\d{4} kB")
-            self.assertEqual(self.interrupt(process), (b"", b"\n", 130))
+            status = Path(f"/proc/{process.process.pid}/status").read_text()
+            self.assertRegex(status, r"VmHWM:\s+[12]?\d{4} kB")
+            self.assertEqual(self.interrupt(process, signal.SIGINT), (b"", b"\n", 130))
 
+    @LINUX
     def test_streams(self) -> None:
         """What cannot be read, or written, is named; closed streams are like empty ones."""
+        self.start_server()
         with open(os.devnull, "rb") as readable, open(os.devnull, "wb") as writable:
             for options, unreadable in ([], rb"cannot read stdin: .+\n"), (["--clients=2"], b""):
                 for more, pattern in (({"stdout": readable}, rb"cannot write to stdout: .+\n"),
@@ -817,165 +1084,477 @@ class ClientProcess(unittest.TestCase):
                     self.assertRegex(log, rb"\A" + pattern + rb"\Z")
                     self.assertEqual(status, 1 if pattern else 0)
 
-    def test_many(self) -> None:
-        """Messages that fill all buffers come back; clients that end too early are counted."""
-        options = "--clients=3", "--messages=2", "--size=9000000"
-        terminal = self.start(*options, terminal=True, env={**ENVIRONMENT, "COLUMNS": "100"})
-        self.assertRegex(terminal.result()[1], rb"\|(-{19}\|){4}\n(.*\n)+6 messages in .*\n"
-                                               rb"round-.*\n.* \(3 of 3 clients\): .*\n\Z")
-        for begin, end, ctrl_c in (b"", b"2", 0), (b"\n", rb"1\), interrupted \(1", 130):
-            process, *gone, last = self.start("--clients=4", "--messages=2", clients=4)
-            for sock, leave in zip(gone, (reset, socket.socket.close, reset)):
-                receive(sock, 64)
-                leave(sock)
-            last.sendall(receive(last, 64))
-            self.assertIn(b"2, client 4.", receive(last, 64))
-            if not ctrl_c:
-                last.close()
-            output, log, status = self.interrupt(process) if ctrl_c else process.result()
-            self.assertEqual(status, ctrl_c or 1)
-            self.assertRegex(log, rb"\A%b4 of 4 clients did not finish: .+ \(2\), closed by the "
-                                  rb"server \(%b\)\n\Z" % (begin, end))
-            chart = rb"\n {8}(\|-{12}){4}\|\n( +\d  \.*\n){3} +4  \.{0,52}#+\n\n1 messages in "
-            self.assertRegex(output, chart)
+
+class Clock:
+    """A clock, and a selector that moves it on to the next event: every time is exact."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.selects = 0
+        self.keys: dict[Any, selectors.SelectorKey] = {}
+
+    def register(self, peer: Any, events: int, data: object = None) -> selectors.SelectorKey:
+        self.keys[peer] = selectors.SelectorKey(peer, 0, events, data)
+        return self.keys[peer]
+
+    modify = register
+
+    def unregister(self, peer: Any) -> selectors.SelectorKey:
+        return self.keys.pop(peer)
+
+    def get_map(self) -> dict[Any, selectors.SelectorKey]:
+        return dict(self.keys)
+
+    def ready_at(self, key: Any) -> float:
+        if key.events & selectors.EVENT_WRITE:
+            return float(key.fileobj.connected_at)
+        return float(key.fileobj.inbox[0][0]) if key.fileobj.inbox else 1e9
+
+    def select(self, timeout: float) -> list[tuple[selectors.SelectorKey, int]]:
+        self.selects += 1
+        if self.selects > 2000:
+            raise AssertionError("select() is called again and again")
+        keys = list(self.keys.values())
+        self.now = max(self.now, min(self.now + timeout, *map(self.ready_at, keys)))
+        return [(key, key.events) for key in keys if self.ready_at(key) <= self.now]
+
+
+class Peer:
+    """A socket of the client, with a server that answers each send() after 0.1 s."""
+
+    connects_in = 0.0  # seconds
+    connect_error = 0
+    room = 1 << 30  # bytes that send() takes
+    send_takes = 0.0  # seconds
+    answer: Any = staticmethod(lambda part: [part])  # bytes, or an error for recv()
+    end: Any = (b"",)  # what answers shutdown()
+    errors: Any = None  # {1: error, ...} of the first, ... call of send() or shutdown()
+
+    def __init__(self, clock: Clock, **faults: Any) -> None:
+        vars(self).update(faults)
+        self.clock = clock
+        self.connected_at = clock.now + self.connects_in
+        self.calls: list[tuple[float, Any]] = []
+        self.inbox: list[tuple[float, Any]] = []
+        self.buffers: list[object] = []  # that send() has got parts of
+        self.setblocking = self.close = mock.Mock()
+        self.connect = mock.Mock(side_effect=BlockingIOError)
+        self.getsockopt = mock.Mock(return_value=self.connect_error)
+
+    def note(self, argument: object) -> None:
+        self.calls.append((round(self.clock.now, 6), argument))
+        if self.errors and len(self.calls) in self.errors:
+            raise self.errors[len(self.calls)]
+
+    def send(self, data: bytes) -> int:
+        part = bytes(data[: self.room])
+        self.buffers.append(memoryview(data).obj)
+        self.note(part)
+        self.inbox += [(self.clock.now + 0.1, answer) for answer in self.answer(part)]
+        self.clock.now += self.send_takes
+        return len(part)
+
+    def shutdown(self, how: int) -> None:
+        self.inbox += [(self.clock.now + 0.1, answer) for answer in self.end]
+        self.note(how)  # the end comes even if this fails
+
+    def recv(self, size: int) -> Any:
+        if not self.inbox or self.inbox[0][0] > self.clock.now:
+            raise BlockingIOError
+        _, answer = self.inbox.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+class ClientInside(unittest.TestCase):
+    """A crowd inside the test, where every time and every error is exact."""
+
+    def run_peers(self, *peers: dict[str, Any], messages: int = 2, size: int = 64,
+                  pause: float = 0) -> Any:
+        """Run a client for each of these peers; return the clients. Raise what run() raises."""
+        clock = Clock()
+        made = [Peer(clock, **peer) for peer in peers]
+        spec: Any = importlib.util.spec_from_file_location("another_client", CLIENT)
+        module = importlib.util.module_from_spec(spec)
+        with mock.patch("socket.socket", side_effect=made), \
+             mock.patch("time.perf_counter", lambda: clock.now), \
+             mock.patch("selectors.DefaultSelector", return_value=clock):
+            spec.loader.exec_module(module)
+            numbers = range(1, len(made) + 1)
+            clients = [module.Client(number, messages, size, pause) for number in numbers]
+            module.run(clients, ("127.0.0.1", 8088), clock.now)
+        for one, peer in zip(clients, made):
+            peer.close.assert_called_with()
+            self.assertTrue(one.problem or not peer.inbox, "it reads to the end of the stream")
+        return clients
+
+    def test_messages(self) -> None:
+        """All messages differ, as far as their size allows, and have just this size."""
+        for size, different in ((1, 1), (2, 9), (15, 24), (64, 24), (100_000, 24)):
+            sent = []
+            for one in self.run_peers({}, {}, messages=12, size=size):
+                messages = [data for _, data in one.sock.calls]
+                self.assertEqual(messages[12:], [b"q\n", socket.SHUT_WR])
+                sent += messages[:12]
+            self.assertEqual({(len(x), x.find(b"\n")) for x in sent}, {(size, size - 1)})
+            self.assertEqual(len(set(sent)), different)
+        [one] = self.run_peers({"room": 10}, messages=1)
+        copies = {id(buffer) for buffer in one.sock.buffers}
+        self.assertEqual(len(copies), 2, "the message and the q: no rest is copied")
+
+    def test_times(self) -> None:
+        """A round trip ends with the echo. Then comes the pause, except after the last one."""
+        peer = {"connects_in": 1, "send_takes": 0.5}
+        [one] = self.run_peers(peer, messages=3, pause=1.97)
+        self.assertEqual([round(seconds, 6) for seconds in one.round_trips], [0.5] * 3)
+        self.assertEqual([when for when, _ in one.sock.calls], [101, 103.47, 105.94, 106.44, 106.94])
+        self.assertEqual(round(one.first_echo_at, 6), 101.5)
+        self.assertEqual(round(one.closed_at, 6), 107.04)
+        many = self.run_peers({}, messages=500)[0].round_trips
+        self.assertLess(sys.getsizeof(many), 500 * 12, "8 bytes each, and room to grow")
+        self.assertFalse(any(isinstance(thing, float) for thing in gc.get_referents(many)))
+
+    def test_problems(self) -> None:
+        """Each client has the problem that it met, wherever it met it; the others go on."""
+        closed, differs = "closed by the server", "the echo differs"
+        for name in ("ETIMEDOUT", "EHOSTUNREACH", "ENOBUFS", "ECONNRESET", "EPIPE"):
+            number = getattr(errno, name)
+            error = OSError(number, os.strerror(number))
+            table: list[tuple[str, dict[str, Any]]] = [
+                ("", {}), ("", {"answer": lambda part: [part[:1], part[1:]]}),
+                ("", {"room": 10, "errors": {4: BlockingIOError()}}),  # a full send buffer
+                ("", {"end": (b"x" * 99, b"y", b"")}),  # after the q anything may come
+                (closed, {"answer": lambda part: [part, b""]}),
+                (differs, {"answer": lambda part: [part[:-1] + b"x"]}),
+                (differs, {"answer": lambda part: [part + b"\n"]}),
+                (differs, {"answer": lambda part: [part, b"x"]}),
+                (differs, {"answer": lambda part: [part[:1], part[:1]]}),
+                (str(error), {"answer": lambda part, error=error: [error]}),
+                (str(error), {"answer": lambda part, error=error: [part, error]}),
+                (str(error), {"end": (error,)}), (str(error), {"errors": {2: error}}),
+                (str(error), {"errors": {3: error}}),  # of the q
+                (str(error), {"errors": {4: OSError("shutdown")}, "end": (error,)}),
+                (str(error), {"connects_in": 0.5, "connect_error": number}),
+            ]
+            clients = self.run_peers(*(faults for _, faults in table), pause=60)
+            found = [str(one.problem or "") for one in clients]
+            self.assertEqual(found, [problem for problem, _ in table])
+            self.assertLess(clients[4].closed_at, 102, "the pause ends with the connection")
+
+    def test_none_can_connect(self) -> None:
+        """If all are refused, run() says so. One that is reset early does not end the others."""
+        refused, reset_early = ({"connect_error": number} for number in (
+            errno.ECONNREFUSED, errno.ECONNRESET))
+        with self.assertRaises(ConnectionRefusedError):
+            self.run_peers(refused, {**refused, "connects_in": 0.5})
+        early, late = self.run_peers(reset_early, {"connects_in": 9})
+        self.assertIsInstance(early.problem, ConnectionResetError)
+        self.assertIsNone(late.problem)
+        with mock.patch("sys.platform", "win32"), \
+             mock.patch("ctypes.FormatError", {10061: "The words of Windows."}.get, create=True), \
+             self.assertRaisesRegex(OSError, r"The words of Windows\Z"):
+            self.run_peers({"connect_error": 10061})
+
+    def test_chart(self) -> None:
+        """A row for each client, never empty: dots until its first echo, then # until its end."""
+        picture = """. waiting for its first echo   # being served
+
+client  0            1            2            3            4 s
+        |------------|------------|------------|------------|
+     1  ........##################
+     2  ...................................................#
+     3  .......................................
+     4  #
+     5  ."""
+        spans = [(0.6, 2.0), (4.0, 4.0), (0.0, 3.0), (0.001, 0.001), (0.0, 0.001)]
+        self.assertEqual(client.chart(spans, 72), picture)
+        for width, half in ((74, 26), (120, 50), (200, 50), (0, 20)):
+            row = client.chart([(1800.0, 3600.0)], width).splitlines()[-1]
+            self.assertEqual(row, "     1  " + "." * half + "#" * half)
+        of_41 = [1, 3, 5, 7, 9, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 33, 35, 37, 39, 41]
+        for number, expected in ((41, of_41), (20, [*range(1, 21)]), (3, [1, 2, 3]), (1, [1])):
+            picture = client.chart([(1.0, 2.0)] * number, 72)
+            self.assertEqual([int(row) for row in re.findall(r"(?m)^ +(\d+)  ", picture)], expected)
+            self.assertEqual(f"\n20 of the {number} clients, ev" in picture, number > 20)
+
+    def test_figures(self) -> None:
+        times = [2.5] + [0.05] * 9 + [0.003] + [0.002] * 399 + [0.001] * 600
+        spans = [(0.3, 0.5), (0.0, 1.0), (1.2, 2.0), (0.1, 1.5)]
+        expected = """1,010 messages in 2 s: 505 per second
+round-trip time: median 1.00 ms, 99th percentile 3.00 ms, maximum 2,500.00 ms
+first echo after the start (3 of 4 clients): median 300.00 ms, maximum 1,200.00 ms"""
+        self.assertEqual(client.figures(times, spans), expected)
+        self.assertEqual(client.figures([], [(0, 0.5)]), "0 messages in 0.5 s: 0 per second")
+        for number, percentile in ((1, 1), (99, 99), (100, 99), (101, 100), (200, 198)):
+            text = client.figures([i / 1000 for i in range(number, 0, -1)], [(1, 1)])
+            self.assertIn(f"99th percentile {percentile:.2f} ms", text)
 
 
 # ---- The pages
 
 class Pages(unittest.TestCase):
     def test_pages(self) -> None:
-        """Each stands alone, with its model in front; what they share is the same text."""
-        calls = ("listener.accept()", "connection.handle()", "select.select(readers, writers",
-                 "in epoll.poll()", "in selector.select()", "loop.sock_accept(listener")
-        of_options = r"(?m)^.*(thread|interval|epoll|selector| full =|finally|handlers|try:|" \
-            r"text =|address =|serve\(|listening on|except \().*\n"
-        lines = r'RECV_SIZE = .*|Half-close: .*|log = .*|host, port = .*|"full \(%s\): .*'
-        pages = [SCRIPTS[name].read_text(encoding="utf-8-sig") for name in NAMES]
-        model: dict[int, object] = {}
-        for name, call, page in zip(NAMES, calls, pages):
-            self.assertRegex(page, r'"""\n(\n|(import|from|if|   |log =).*\n)+# ---- The model')
-            modules = {*re.findall(r"(?m)^ *(?:import|from) (\w+)", page)}
-            self.assertLessEqual(modules, {*getattr(sys, "stdlib_module_names", modules)}, name)
-            self.assertLess(page.index(call), len(page) / 2, name)
+        """Each stands alone, with its model in front; sections "the same in ..." are the same."""
+        waits = {"blocking": "listener.accept()", "nonblocking": "connection.handle()",
+                 "select": "select.select(readers, writers", "epoll": "in epoll.poll()",
+                 "selectors": "in selector.select()", "async": "loop.sock_accept(listener"}
+        pages = {name: SCRIPTS[name].read_text("utf-8-sig") for name in NAMES}
+        shared: dict[str, dict[str, str]] = {}  # the texts by title and by server
+        for name, page in pages.items():
+            _, *parts = re.split(r"(?m)^# ---- (.+)\n", page)  # titles and texts, by turns
+            self.assertEqual(parts[0], "The model", name)
+            self.assertLess(page.index(waits[name]), len(page) / 2, name)
             self.assertIn(f"\n    python {name}_server.py  ", page)
-            text = re.sub(r"(?s)# ---- The limit .+?(?=# ----)", "", page)  # select's
-            _, *parts = re.split(r"(?m)^# ---- (.+)\n", text)  # titles and sections, by turns
-            found = {*re.findall(lines, re.sub(r"\n +# ", " ", text))}
-            same = [parts[0], *parts[4:7], re.sub(of_options, "", parts[7]), len(parts), found]
-            same += [] if parts[2] == "After a q" else parts[2:4]
-            for key, part in enumerate(same):
-                self.assertEqual(part, model.setdefault(key, part), name)
-        self.assertEqual(re.findall(r"Read next: (\w+)_server", "".join(pages)), [*NAMES[1:]])
+            self.assertEqual(re.findall(r"(?m)^RECV_SIZE = (\w+)", page), ["65536"], name)
+            modules = set(re.findall(r"(?m)^ *(?:import|from) (\w+)", page))
+            self.assertLessEqual(modules, getattr(sys, "stdlib_module_names", modules), name)
+            for title, text in zip(parts[::2], parts[1::2]):
+                if ": the same in " in title:
+                    shared.setdefault(title, {})[name] = text
+        for title, texts in shared.items():
+            servers = title.partition(": the same in ")[2]
+            named = NAMES if servers == "all servers" else re.findall(r"\b(?!and\b)\w+", servers)
+            self.assertEqual(list(texts), list(named), title)
+            for name, text in texts.items():
+                self.assertEqual(text, texts["select"], f"{title}: {name} and select differ")
+        self.assertEqual(len(shared), 2, "A client, and The conversation")
+        self.assertEqual(re.findall(r"Read next: (\w+)_server", "".join(pages.values())),
+                         list(NAMES[1:]))
 
 
 # ---- README.md
 
 class Readme(unittest.TestCase):
-    text = (HERE / "README.md").read_text(encoding="utf-8-sig")
-    programs = re.findall(r"(?s)```python\n(.*?)```", text)
-    on_free_port = """import socket
-listener = socket.create_server(("127.0.0.1", 0))
+    # A prelude: the program listens on a free port, and says which.
+    free_port = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
 print("listening on {}:{} (README)".format(*listener.getsockname()), flush=True)
 socket.create_server = lambda address: listener
 """
 
+    def setUp(self) -> None:
+        self.text = (HERE / "README.md").read_text("utf-8-sig")
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.programs = {}  # by their names, which are the last ones before them
+        for before, program in re.findall(r"(?s)(.*?)```python\n(.*?)```", self.text):
+            name = re.findall(r"\w+\.py", before)[-1]
+            self.programs[name] = self.folder / name
+            self.programs[name].write_text(program, "utf-8")
+
+    def start(self, name: str, prelude: str = "", files: int = 0) -> Server:
+        """Start a program of the README."""
+        prelude = SMALL_BUFFERS + self.free_port + prelude
+        server = Server(self.programs[name], any_port=False, prelude=prelude, files=files)
+        self.addCleanup(server.kill)
+        return server
+
     def test_programs(self) -> None:
         """Each program serves client.py and, unless it blocks, several clients at a time."""
-        self.assertEqual(len(self.programs), self.text.count('("127.0.0.1", 8088)'))
-        for program in self.programs:
-            if re.search("epoll|fcntl", program) and not hasattr(signal, "sigwaitinfo"):
+        self.assertEqual(self.text.count(f'("127.0.0.1", {PORT})'), len(self.programs))
+        for name in self.programs:
+            if name in ("bare_epoll.py", "signal_server.py") and not hasattr(signal, "sigwaitinfo"):
                 continue  # they need CPython on Linux
-            several = "import socket\n" not in program
-            if "fcntl" in program:  # the queue of signals overflows
-                program = "from resource import *\nsetrlimit(RLIMIT_SIGPENDING, (2, 2))\n" + program
-            with self.subTest(program[:300]):
-                server = Server(Path(), prelude=self.on_free_port + program)  # and no script
-                self.addCleanup(server.kill)
-                process = Process(CLIENT, f"--port={server.port}", "--clients=10", "--messages=20")
-                self.addCleanup(process.kill)
-                self.assertEqual(process.result()[1:], (b"", 0), server.log()[-500:])
-                with server.connect() as first, server.connect() as second:
-                    self.assertEqual(exchange(first, b"first\n"), b"first\n")
+            with self.subTest(name):
+                prelude = ""
+                if name == "signal_server.py":  # and the queue of signals is soon full
+                    prelude = "from resource import *\nsetrlimit(RLIMIT_SIGPENDING, (2, 2))\n"
+                server = self.start(name, prelude)
+                crowd = Process(CLIENT, f"--port={server.port}", "--clients=10", "--messages=20")
+                self.assertEqual(crowd.result()[1:], (b"", 0), server.log()[-500:])
+                with connect(server.address) as first, connect(server.address) as second:
+                    first.sendall(b"first\n")
+                    self.assertEqual(receive(first, 6), b"first\n")
                     second.sendall(b"second\n")
-                    echoes = select.select([second], [], [], 5 if several else 0.1)[0]
-                    self.assertEqual(echoes, [second] if several else [])
-                    if "try:" in program:  # the bare ones end
-                        reset(second)
-                    self.assertEqual(exchange(first, b"x" * 1000), b"x" * 1000)
+                    patience = 0.1 if name == "bare_blocking.py" else DEADLINE
+                    echoes = select.select([second], [], [], patience)[0]
+                    self.assertEqual(echoes, [] if name == "bare_blocking.py" else [second])
+                    if name == "loop_by_hand.py":  # the client reads late
+                        data = flood(first)
+                        self.assertTrue(receive(first, len(data)) == data)
+                    if name in ("loop_by_hand.py", "signal_server.py"):
+                        reset(second)  # which the others do not survive
+                    first.sendall(b"x" * 1000)
+                    self.assertEqual(receive(first, 1000), b"x" * 1000)
 
     @LINUX
     def test_misbehaving_clients(self) -> None:
-        """Each client that breaks the bare loop of select breaks it as the README says."""
-        need_files(self, 2000)
-        program = next(text for text in self.programs if "select.select(socks" in text)
+        """They break bare_select.py as the README says, and select_server.py survives them."""
+        need_files(self, 1300)
+        shown = re.findall(r'(?m)^    python -c "(.+)"$', self.text)
+        resets = next(code for code in shown if "s.recv(1)" in code)
+        never_reads = next(code for code in shown if "10**8" in code)
         errors = dict(re.findall(r"(?m)^\| (\d)\. `(.+?)`", self.text))
-        cases = re.findall(r'(?m)^    # (\d)\. .*\n    (?:python -c "(.+)"|'
-                           r"\(ulimit -n (\d+); .*\n.*clients (\d+).*)$", self.text)
-        self.assertEqual(len(cases), 4)
-        for number, code, files, clients in cases:
-            server = Server(Path(), prelude=self.on_free_port + program, files=int(files or 0))
-            self.addCleanup(server.kill)
-            with self.subTest(number), contextlib.ExitStack() as stack, self.assertRaises(OSError):
-                for _ in range(int(clients or 1)):
-                    sock = stack.enter_context(server.connect())
-                    exchange(sock, b"x")
-                stack.callback(Process(Path(), prelude=code.replace("8088", str(server.port))).kill)
-                sock.settimeout(0.5)
-                for _ in range(99_999):  # echoes: then there are no more
-                    sock.sendall(b"x")
-                    sock.recv(1)
-            server.wait_for_log(re.escape(errors.get(number, "").encode()))
+        self.assertEqual(sorted(errors), ["1", "3", "4"], "the second one makes it block")
+        for number, code, files, clients in (("1", resets, 0, 0), ("2", never_reads, 0, 0),
+                                             ("3", "", 64, 100), ("4", "", 2000, 1100)):
+            with self.subTest(number):
+                bare = self.start("bare_select.py", files=files)
+                with self.beside(bare, code, clients) as sock:
+                    if number in errors:
+                        self.assertIn(errors[number].encode(), bare.result()[1])
+                    else:
+                        wait_until_blocked(sock)
+                server = Server(SCRIPTS["select"], files=files)
+                self.addCleanup(server.kill)
+                with self.beside(server, code, clients) as sock:
+                    server.wait_until_idle()
+                    self.assertTrue(echoes(sock))
+                server.kill()
+                self.assertNotIn("Traceback", server.log())
 
-    def test_exercises(self) -> None:
-        """Each test of the table "Break it" fails in a copy with the change, and only there."""
+    @contextlib.contextmanager
+    def beside(self, server: Server, code: str, clients: int) -> Iterator[socket.socket]:
+        """Yield a client beside a misbehaving one, or beside a crowd."""
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(connect(server.address))
+            self.assertTrue(echoes(sock))
+            other = Process(Path("-c"), code.replace(str(PORT), str(server.port)) or "input()")
+            stack.callback(other.kill)
+            if "input()" not in code:
+                other.result()
+            with contextlib.suppress(ConnectionError):  # the server may have ended
+                for _ in range(clients):
+                    stack.enter_context(connect(server.address)).sendall(b"HELLO\n")
+            yield sock
+
+    def test_commands(self) -> None:
+        """Each script exists, or is made by cp, and knows its options; some numbers matter."""
+        copies = {new: old for old, new in re.findall(r"cp (\w+\.py) (\w+\.py)", self.text)}
+        commands = re.findall(r"python3? (\w+\.py)((?: +-?[\w.=/-]+)*)", self.text)
+        self.assertGreater(len(commands), 30)
+        for script, options in commands:
+            script = copies.get(script, script)
+            with self.subTest(f"{script}{options}"):
+                if script in self.programs:
+                    self.assertEqual(options, "")
+                elif script != "test_all.py":
+                    args = parse(HERE / script, options.split())
+                    if "--size" in options:
+                        self.assertGreater(args.size, 4 * 65536, "bytes: more than a recv() takes")
+                    if script == "client.py" and (args.clients or 0) > 1000:
+                        self.assertGreater(args.clients, 1024, "more than select() can watch")
+                        seconds = args.pause * (args.messages or 100)
+                        self.assertGreater(seconds, 3, "they stay")
+                elif options.strip() != "--benchmark":
+                    unittest.defaultTestLoader.loadTestsFromNames(
+                        options.split(), sys.modules[__name__])
+        silent = re.findall(r"create_connection.* for _ in range\((\d+)\)\]; input\(\)", self.text)
+        self.assertEqual(silent, ["900"])
+
+    def test_ports_agree(self) -> None:
+        for path in [*SCRIPTS.values(), CLIENT, HERE / "README.md"]:
+            if path.suffix == ".py":
+                self.assertEqual(parse(path, []).port, PORT, path.name)
+            # But the port of a client: "127.0.0.1:44658: connected", or in the output of ss.
+            text = re.sub(r".*ESTAB.*|127\.0\.0\.1:\d+: [crc]", "", path.read_text("utf-8-sig"))
+            ports = re.findall(r"(?:127\.0\.0\.1['\"]?[:, ] ?|port |port = )(\d\d+)", text)
+            self.assertLessEqual(set(ports), {str(PORT)}, path.name)
+
+    def test_break_it(self) -> None:
+        """Each test of the table fails in a copy with the change, and passes without it."""
         row = r"(?m)^\| `(\w+\.py)` \| `(.+?)` \| `(.+?)` \| .+ \| (none: )?`(.+)` \|$"
         rows = re.findall(row, self.text)
         self.assertEqual(len(rows), len(re.findall(r"(?m)^\| `\w+_server\.py` \|", self.text)))
-        rows.insert(0, ("", "", "", "none", " ".join({row[4] for row in rows})))  # no change
-        with ThreadPoolExecutor(4) as pool:
-            for row, said in zip(rows, pool.map(lambda row: self.run_copy(*row), rows)):
-                self.assertFalse(said and self.run_copy(*row), row)  # on a busy machine, again
+        self.assertGreater(len(rows), 10)
+        unchanged = ("select_server.py", "log", "log", "none", " ".join({row[4] for row in rows}))
+        changes = [unchanged, *rows]
+        while changes:
+            some, changes = changes[:3], changes[3:]  # three at a time
+            runs = [self.start_copy(script, old, new, tests) for script, old, new, _, tests in some]
+            for (*change, passes, _), run in zip(some, runs):
+                with self.subTest(change):
+                    run.process.wait(60)
+                    self.assertNotIn("SyntaxError", run.log())
+                    if "OK (skipped" not in run.log():
+                        self.assertRegex(run.log(), r"\nOK\n\Z" if passes else r"\nFAILED \(.+\n\Z")
 
-    def run_copy(self, script: str, old: str, new: str, none: str, tests: str) -> str:
-        """Run tests in a copy with a change; return what they say, "" if the table is right."""
-        with tempfile.TemporaryDirectory() as folder:
-            for path in (*HERE.glob("*.py"), HERE / "README.md"):
-                text = path.read_text("utf-8-sig").replace("DEADLINE = 10.0", "DEADLINE = 2.0")
-                if path.name == script:
-                    self.assertEqual(text.count(old), 1, f"{old} in {script}")
-                    text = text.replace(old, new)
-                Path(folder, path.name).write_text(text.replace("1 << 28", "1 << 24"), "utf-8")
-            said = subprocess.run([sys.executable, f"{folder}/test_all.py", *tests.split()],
-                                  check=False, capture_output=True, text=True, timeout=60).stderr
-        right = r"\nOK" if none else r"\nFAILED|\nOK \(skipped"
-        return "" if re.search(right, said) and "SyntaxError" not in said else said
+    def start_copy(self, script: str, old: str, new: str, tests: str) -> Process:
+        """Start tests in a copy of this folder, with a change."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        for path in (*HERE.glob("*.py"), HERE / "README.md"):
+            shutil.copy(path, folder)
+        text = (folder / script).read_text("utf-8-sig")
+        if old != new:
+            self.assertEqual(text.count(old), 1, f"{old} in {script}")
+        (folder / script).write_text(text.replace(old, new), "utf-8")
+        deadline = str(DEADLINE if old == new else 2)
+        run = Process(folder / "test_all.py", *tests.split(),
+                      env={**ENVIRONMENT, "TEST_DEADLINE": deadline})
+        self.addCleanup(run.kill)
+        return run
+
+
+def echoes(sock: socket.socket) -> bool:
+    """Return whether the server answers within 0.3 seconds."""
+    sock.sendall(b"HELLO\n")
+    return bool(select.select([sock], [], [], 0.3)[0]) and receive(sock, 6) == b"HELLO\n"
+
+
+def wait_until_blocked(sock: socket.socket) -> None:
+    eventually(lambda: not echoes(sock), "a server that is blocked")
+
+
+def parse(path: Path, options: list[str]) -> Any:
+    """Let the script's own parser read these options; return what it made of them."""
+    module = client if path == CLIENT else load(path.name.replace("_server.py", ""))
+    parse_args = argparse.ArgumentParser.parse_args
+    args = argparse.Namespace()
+
+    def parse_only(parser: argparse.ArgumentParser) -> None:
+        parse_args(parser, options, namespace=args)
+        raise StopIteration
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_only), \
+         contextlib.suppress(StopIteration):
+        module.main()
+    return args
 
 
 # ---- The measurement
 
-HEAD = """\
-100 clients send 200 messages of 64 bytes each, the next one after the echo (99%: 99th percentile).
-CPU idle: while 100 clients are silent. Last column: 10 clients send 500 messages each, beside 900
-silent ones. All but CPU idle: medians of 3 runs.
-                            messages  round-trip  longest wait   CPU per    CPU  10 beside 900:
-                          per second  time (99%)  (first echo)   message   idle      per second"""
+CLIENTS, MESSAGES, SIZE = 100, 200, 64
+FEW, FEW_MESSAGES, SILENT = 10, 2000, 900
+RUNS = 3
+MEASURED = ("blocking", "blocking --threads 1000", "nonblocking", "select", "epoll", "selectors",
+            "selectors --selector poll", "async")
+HEAD = f"""\
+{CLIENTS} clients send {MESSAGES} messages of {SIZE} bytes each, the next one after the echo
+(99%: the 99th percentile). CPU idle: while {CLIENTS} clients are silent. Last column: the server's
+CPU time per message; {FEW} clients send {FEW_MESSAGES} messages each, beside {SILENT} silent ones.
+All but CPU idle: medians of {RUNS} runs.
+                            messages  round-trip  longest wait   CPU per    CPU     CPU per
+                          per second  time (99%)  (first echo)   message   idle     message"""
 
 
-def measure(server: Server, clients: int, messages: int) -> list[float]:
-    """Return medians of three runs: messages per second, and times. Raise OSError if one fails."""
+class Figures(NamedTuple):
+    """What one run, or the medians of some, have shown."""
+
+    rate: float  # messages per second
+    slow: float  # seconds: the 99th percentile of the round-trip times
+    first: float  # seconds: the longest wait for a first echo
+    cpu: float  # seconds of the server's CPU time per message
+
+
+def measure(server: Server, clients: int, messages: int) -> Figures:
+    """Return the medians of some runs. Raise OSError if a client fails."""
     runs = []
-    for _ in range(3):
-        crowd = [client.Client(number, messages, 64, 0) for number in range(1, clients + 1)]
-        before, start = server.cpu(), time.perf_counter()
-        client.run(crowd, ("127.0.0.1", server.port), start)
-        cpu = server.cpu() - before
+    for _ in range(RUNS):
+        crowd = [client.Client(number, messages, SIZE, 0) for number in range(1, clients + 1)]
+        cpu, start = server.cpu(), time.perf_counter()
+        client.run(crowd, server.address, start)
+        cpu = server.cpu() - cpu
         if problems := [one.problem for one in crowd if one.problem]:
             raise OSError(f"{len(problems)} of {clients} clients failed: {problems[0]}")
         times = sorted(seconds for one in crowd for seconds in one.round_trips)
-        rate = len(times) / (max(one.closed_at for one in crowd) - start)
-        first = max(one.first_echo_at for one in crowd) - start
-        runs.append((rate, times[(len(times) * 99 - 1) // 100], first, cpu / len(times)))
-    return [statistics.median(figures) for figures in zip(*runs)]
+        runs.append(Figures(
+            rate=len(times) / (max(one.closed_at for one in crowd) - start),
+            slow=times[(len(times) * 99 - 1) // 100],
+            first=max(one.first_echo_at for one in crowd) - start,
+            cpu=cpu / len(times)))
+    return Figures(*[statistics.median(figures) for figures in zip(*runs)])
 
 
 @contextlib.contextmanager
@@ -986,250 +1565,357 @@ def running(name: str, silent: int) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
         stack.callback(server.kill)
         for number in range(1, silent + 1):
-            sock = stack.enter_context(server.connect())
+            sock = stack.enter_context(connect(server.address))
             if number % 100 == 0 and name != "blocking":  # wait until all so far are accepted
-                exchange(sock, b"hello\n")
+                sock.sendall(b"HELLO\n")
+                receive(sock, 6)
         yield server
-        server.connect().close()  # it is still there
+        connect(server.address).close()  # it is still there
 
 
 def table_row(name: str) -> str:
     """Measure a server, a name with its options; return its figures as a row of the table."""
-    with running(name, 100) as server:
-        before, start = server.cpu(), time.monotonic()
-        time.sleep(1)
-        idle = (server.cpu() - before) / (time.monotonic() - start)
+    with running(name, CLIENTS) as server:
+        idle = server.uses_cpu(1)
     with running(name, 0) as server:
-        rate, slow, first, cpu = measure(server, 100, 200)
-    row = f"{rate:12,.0f}{slow * 1000:9.1f} ms{first * 1000:11,.1f} ms"
-    row += f"{cpu * 1e6:7.1f} us{idle:7.1%}  ".replace("nan us", "     -").replace("nan%", "   -")
+        busy = measure(server, CLIENTS, MESSAGES)
+    row = f"{name:26}{busy.rate:12,.0f}{busy.slow * 1000:9.1f} ms{busy.first * 1000:11,.1f} ms"
+    row += f"{busy.cpu * 1e6:7.1f} us{idle:7.1%}"
     if name == "blocking":
-        return row + " one at a time"
+        return f"{row}  one at a time"
     never_sleep = " --interval 0" if name == "nonblocking" else ""
-    with running(name + never_sleep, 900) as server:
-        return f"{row}{measure(server, 10, 500)[0]:14,.0f}{never_sleep}"
+    with running(name + never_sleep, SILENT) as server:
+        row += f"{measure(server, FEW, FEW_MESSAGES).cpu * 1e6:9.1f} us{never_sleep}"
+    return row.replace("nan us", "     -").replace("nan%", "   -")  # not on Linux
 
 
-def benchmark(names: str = "blocking, blocking --threads 1000, nonblocking, select, epoll, "
-              "selectors, selectors --selector poll, async") -> None:
+def benchmark(names: tuple[str, ...] = MEASURED) -> None:
     """Measure servers; print each row, or why there is none, as soon as it is known."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"Python {platform.python_version()}, {platform.platform()}, cores: {cores}\n{HEAD}")
-    for name in names.split(", "):
-        try:
-            row = table_row(name)
-        except (AssertionError, OSError, RuntimeError) as error:
-            row = "  " + str(error).strip().rpartition("\n")[2]
-        print(f"{name:26}{row}", flush=True)
+    try:
+        print(f"Python {platform.python_version()}, {platform.platform()}, cores: {cores}")
+        print(HEAD, flush=True)
+        for name in names:
+            try:
+                row = table_row(name)
+            except (AssertionError, OSError, RuntimeError) as error:
+                row = f"{name:26}  {str(error).strip().splitlines()[-1]}"
+            print(row, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stdout = None  # otherwise Python would try to write again at exit
+        sys.exit("cannot write to stdout")
 
 
 class Benchmark(unittest.TestCase):
-    def test_table(self) -> None:
-        """Known times give known figures, and each run is made as the head of the table says."""
-        world, asked = mock.MagicMock(), []
+    def test_figures(self) -> None:
+        """Known times give known figures, and each client sends what the head says."""
+        seen: list[Any] = []
 
-        def run(crowd: list[client.Client], _: object, start: float) -> None:
-            asked.append((len(crowd), {(one.messages, one.size, one.pause) for one in crowd}))
-            pace = (1, 2, 9)[len(asked) % 3]  # the median is 2
-            crowd[7].problem = OSError("no echo") if len(asked) == 16 else None
+        def run(crowd: list[client.Client], address: object, start: float) -> None:
+            pace = (1, 2, 9)[len(seen)]  # the median is 2
+            seen.append((len(crowd), crowd[0].messages, crowd[0].size, crowd[0].pause, address))
             for one in crowd:
                 one.sock.close()
-                one.closed_at = start + (5 if one.number == 7 else 1) * pace
-                one.first_echo_at = start + (0.3 if one.number == 3 else 0.1) * pace
-                one.round_trips = [pace * (i / 1e4 + one.number / 1e6) for i in range(one.messages)]
+                one.closed_at = start + pace * (5 if one.number == 7 else 1)
+                one.first_echo_at = start + pace * (0.3 if one.number == 3 else 0.1)
+                one.round_trips = array("d", [pace * i / 1000 for i in range(one.messages)])
 
-        cpu = itertools.chain([0.451 * i for i in range(28)], itertools.repeat(float("nan")))
-        world.Server.return_value.cpu.side_effect, world.run.side_effect = cpu, run
-        with mock.patch.multiple(__name__, Server=world.Server, exchange=world.exchange), \
-                mock.patch("client.run", world.run), mock.patch("time.sleep", world.sleep), \
-                mock.patch("time.monotonic", side_effect=itertools.count(0, 10)), \
-                mock.patch("os.sched_getaffinity", return_value={5}, create=True), \
-                contextlib.redirect_stdout(io.StringIO()) as output:
-            benchmark("nonblocking, blocking --threads 2, blocking, select")
-            world.Server.side_effect = AssertionError("it does not listen:\nusage\nno thread")
-            benchmark("async")
-        head, table, last = output.getvalue().split(HEAD + "\n")
-        self.assertEqual((head[-9:], last), ("cores: 1\n", f"async{'':23}no thread\n"))
-        self.assertEqual(table.partition("nonblocking")[2].partition("\nPython")[0], """\
-                      2,000     39.6 ms      600.0 ms   22.6 us   4.5%             500 --interval 0
-blocking --threads 2             2,000     39.6 ms      600.0 ms   22.6 us   4.5%             500
-blocking                         2,000     39.6 ms      600.0 ms         -      -   one at a time
-select                      1 of 100 clients failed: no echo""")
-        self.assertEqual(asked[:6], [(100, {(200, 64, 0)})] * 3 + [(10, {(500, 64, 0)})] * 3)
-        self.assertRegex(HEAD, r"^100 .* 200 .* 64 .*\n.* 100 .* 10 .* 500 .* 900\n.* 3 runs")
-        self.assertEqual(world.Server.call_args_list[2].args[1:], ("--quiet", "--interval", "0"))
-        calls = " ".join(re.sub(r".*\.", "", name) for name, *_ in world.mock_calls)
-        runs, crowd = "cpu run cpu " * 3 + "connect close", "connect __enter__ " * 100
-        steps = f"Server {crowd}exchange cpu sleep cpu connect close {'__exit__ ' * 100}kill " \
-            f"Server {runs} kill Server {(crowd + 'exchange ') * 9}{runs} {'__exit__ ' * 900}kill"
-        self.assertEqual(calls[: len(steps)], steps)
+        server = mock.Mock(address="address", **{"cpu.side_effect": [0, 1, 10, 12, 20, 29]})
+        with mock.patch("client.run", run):
+            figures = measure(server, 10, 100)
+        self.assertEqual(seen, [(10, 100, SIZE, 0, "address")] * RUNS)
+        self.assertAlmostEqual(figures.rate, 1000 / (2 * 5))
+        self.assertAlmostEqual(figures.slow, 2 * 98 / 1000)  # not 99, the maximum
+        self.assertAlmostEqual(figures.first, 2 * 0.3)
+        self.assertAlmostEqual(figures.cpu, 2 / 1000)
 
+    @LINUX
+    def test_rows(self) -> None:
+        """Figures that are possible, measured with few clients, below their heads."""
+        small: dict[str, Any] = {
+            "CLIENTS": 5, "MESSAGES": 20, "FEW": 2, "FEW_MESSAGES": 300, "SILENT": 20}
+        before = set(RUNNING)
+        spied = mock.Mock(wraps=running)
+        with mock.patch.multiple(__name__, running=spied, **small), \
+             contextlib.redirect_stdout(io.StringIO()) as output:
+            benchmark(("select", "nonblocking", "blocking", "blocking --threads 0"))
+        self.assertLessEqual(RUNNING, before, "all servers have been ended")
+        calls = [call.args for call in spied.call_args_list[:6]]
+        self.assertEqual(calls, [("select", 5), ("select", 0), ("select", 20), ("nonblocking", 5),
+                                 ("nonblocking", 0), ("nonblocking --interval 0", 20)])
+        *_, select_row, nonblocking, blocking, refused, _ = output.getvalue().split("\n")
+        figure = r" +([\d,.]+)"
+        row = rf"{figure}{figure} ms{figure} ms{figure} us{figure}%"
+        self.assertRegex(select_row, rf"\Aselect{row}{figure} us\Z")
+        self.assertRegex(nonblocking, rf"\Anonblocking{row}{figure} us --interval 0\Z")
+        self.assertRegex(blocking, rf"\Ablocking{row}  one at a time\Z")
+        self.assertRegex(refused, r"\Ablocking --threads 0 .*--threads must be from 1 to 1000\Z")
+        self.assertIn(HEAD, output.getvalue())
+        cpu, idle, beside = re.findall(r"([\d.]+)(?: us|%)", select_row)
+        self.assertEqual(float(idle), 0)
+        self.assertTrue(1 < float(cpu) < 1000 and 1 < float(beside) < 1000, "microseconds")
 
-# ---- The tools: a server inside this process
+    def test_every_server_of_the_readme_has_a_row(self) -> None:
+        text = (HERE / "README.md").read_text("utf-8-sig")
+        table = text.partition("test_all.py --benchmark")[2].partition("</details>")[0]
+        for name in NAMES:
+            self.assertIn(f"`{name}`", table)
+        for name in re.findall(r"`((?:\w+ )?--(?:threads|selector) \w+|\w+)`", table):
+            self.assertTrue(any(measured.endswith(name) for measured in MEASURED), name)
 
-class Spy(socket.socket):
-    """A socket of a server that notes each call, and fails as told."""
+    @POSIX
+    def test_end(self) -> None:
+        """Ctrl-C, and a reader that has left, end it with one line. -h names it."""
+        script = HERE / "test_all.py"
+        measuring = Process(script, "--benchmark")
+        self.addCleanup(measuring.kill)
+        eventually(lambda: HEAD.encode() in measuring.output(), "the head of the table")
+        measuring.process.send_signal(signal.SIGINT)
+        self.assertEqual(measuring.result()[1:], (b"interrupted\n", 130))
+        ours, theirs = os.pipe()
+        os.close(ours)
+        measuring = Process(script, "--benchmark", stdout=theirs)
+        os.close(theirs)
+        self.assertEqual(measuring.result(), (b"", b"cannot write to stdout\n", 1))
+        self.assertIn(b"--benchmark", Process(script, "-h").result()[0])
 
-    most = 1 << 30  # bytes that one send() takes
-    kept = most_kept = 0  # bytes that were received and are not sent yet
-    endless = False  # receives the same again and again, and nobody gets the echo
-
-    def __init__(self, inside: Inside, name: str, fileno: int | None = None) -> None:
-        super().__init__(socket.AF_INET, socket.SOCK_STREAM, fileno=fileno)
-        self.inside, self.name = inside, name
-        self.instead: dict[str, Any] = {}  # by call: an error to raise, or a value to return
-
-    def call(self, name: str, *args: Any) -> Any:
-        self.inside.pass_gate()
-        sizes: list[Any] = [len(x) if hasattr(x, "__len__") else x for x in args]
-        call = f"{name}({', '.join(map(str, sizes))})"
-        if name == "recv" and self.endless:
-            args = (*args, socket.MSG_PEEK)
-        elif name == "send":
-            args = (b"" if self.endless else args[0][: self.most],)
-        try:
-            result = getattr(super(), name)(*args)
-        except BlockingIOError:
-            self.inside.calls.append(f"{self.name}.{call} would block")
-            raise
-        self.inside.calls.append(f"{self.name}.{call}")
-        if name == "send" and self.endless:
-            result = sizes[0]
-        self.inside.pass_gate()
-        for key in {call, name.replace("all", "")} & set(self.instead):
-            result = self.instead.pop(key)
-            if isinstance(result, BaseException):
-                raise result
-        self.kept += len(result) if name == "recv" else 0
-        self.kept -= {"send": result, "sendall": sizes and sizes[0]}.get(name, 0)
-        self.most_kept = max(self.most_kept, self.kept)
-        return result
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Follow the plan: accept a client, or fail with the error that it names."""
-        self.inside.pass_gate()
-        waiting = select.select([self], [], [], None if self.getblocking() else 0)[0]
-        self.inside.pass_gate()
-        self.inside.calls.append("listener.accept()" + " would block" * (not waiting))
-        if not waiting:
-            raise BlockingIOError(errno.EAGAIN, "no client waits")
-        step = next(self.inside.plan, "")
-        if hasattr(errno, step):
-            raise OSError(getattr(errno, step), "a fault of the test")
-        mute = step == "silent"  # nobody ever sends to it
-        sock, address = (socket.socket(type=socket.SOCK_DGRAM), None) if mute else super().accept()
-        self.inside.socks.append(Spy(self.inside, str(len(self.inside.socks)), sock.detach()))
-        return self.inside.socks[-1], None if step == "no address" else address
+    @POSIX
+    def test_nothing_is_left_running(self) -> None:
+        """A signal to the tests alone ends the servers that they have started, too."""
+        code = "import test_all as t, time; t.setUpModule(); " \
+            "print(t.Server(t.SCRIPTS['select']).line, flush=True); time.sleep(60)"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            tests = Server(Path("-c"), code, any_port=False, cwd=HERE)
+            tests.process.send_signal(number)
+            tests.result()
+            with self.assertRaises(ConnectionRefusedError):
+                connect(tests.address)
 
 
-for method in ("recv", "send", "sendall", "shutdown", "settimeout", "setblocking", "close"):
-    setattr(Spy, method, functools.partialmethod(Spy.call, method))
-
+# ---- The tools: serve() in a thread of this process
 
 class Inside:
-    """A server without a process: serve() in a thread, with spies, and with pauses only noted."""
+    """A server in a thread: for faults that are injected, and for calls that are counted.
 
-    def __init__(self, name: str, plan: Any, arguments: Any, changes: dict[str, Any]) -> None:
+    Its listener and its clients' sockets are spies. calls has what was called, in order, with the
+    number of the client: "accept", "recv 1", "send 1", "recv 1 would block", "wait" ...
+    """
+
+    def __init__(self, name: str, arguments: list[Any], accept_errors: list[Any]) -> None:
+        self.script = str(SCRIPTS[name])
+        self.polls = name in ("nonblocking", "async")  # it may call in vain
+        self.accept_errors = accept_errors
+        self.no_address = False  # accept() returns no address
         self.calls: list[str] = []
+        self.pauses: list[float] = []  # of half a second or more: they are made short
+        self.executed = 0  # lines of the script, one in each turn of a loop
+        self.sockets: list[Spy] = []  # the server's end of each client
         self.lines: list[str] = []  # of the log
-        self.socks: list[Spy] = []  # of the clients, and their ends:
-        self.clients: list[socket.socket] = []
-        self.plan, self.arguments = (step or "" for step in plan), arguments
-        self.gate, self.stopping = threading.Lock(), False
-        self.listener = Spy(self, "listener")
+        self.mistakes: list[object] = []  # exceptions that nobody caught
+        self.hold = threading.Lock()  # a test that has it holds the server at its next call
+        self.stopped = False
+        self.listener = Spy(self, 0)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)  # soon full
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 200_000)  # several recv()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
         self.address = self.listener.getsockname()
-        if name == "selectors":
-            arguments[0].select = self.spied(arguments[0].select, 0)
+        self.arguments = [self.spied_waiter(argument) for argument in arguments]
+        self.patches = contextlib.ExitStack()
+        self.patch("time.sleep", self.sleep)
+        self.patch("select.select", self.spied("wait", select.select))
+        if hasattr(select, "epoll"):
+            new_epoll = select.epoll
+            self.patch("select.epoll", lambda: self.spied_waiter(new_epoll()))
+        if resource:
+            self.patch("resource.setrlimit", mock.Mock())  # it would be the test's limit
         self.module = load(name)
-        self.module.log = SimpleNamespace(info=lambda *args: self.lines.append(args[0] % args[1:]))
-        self.module.asyncio = changed(asyncio, sleep=self.pause)
-        self.module.time = changed(time, sleep=self.sleep)
-        self.module.select = changed(select, select=self.spied(select.select, 3), epoll=self.epoll)
-        self.module.resource = mock.Mock(**{"getrlimit.return_value": (9, 9)})  # not the test's
-        vars(self.module).update(changes)
+        self.module.log.setLevel(logging.INFO)
+        self.module.log.propagate = False
+        self.module.log.handle = lambda record: self.lines.append(record.getMessage())
         self.thread = threading.Thread(target=self.run, daemon=True)
-        self.mistakes: list[Any] = vars(self.thread).setdefault("mistakes", [])
         self.thread.start()
 
+    def patch(self, name: str, replacement: object) -> None:
+        self.patches.enter_context(mock.patch(name, replacement))
+
     def run(self) -> None:
-        coroutine = self.module.serve(self.listener, *self.arguments)
-        if asyncio.iscoroutine(coroutine):
-            asyncio.run(coroutine)
+        sys.settrace(self.count_line)
+        with contextlib.ExitStack() as stack:
+            stack.push(self.keep_mistake)
+            result = self.module.serve(self.listener, *self.arguments)
+            if asyncio.iscoroutine(result):
+                loop = asyncio.SelectorEventLoop()
+                stack.callback(loop.close)
+                loop.set_exception_handler(
+                    lambda _, what: self.keep_mistake(None, what.get("exception"), None))
+                vars(loop)["call_later"] = functools.partial(self.call_later, loop.call_later)
+                loop.run_until_complete(result)
 
-    def stop(self) -> None:
-        """End serve(); fail if it does not end, or if it had a mistake."""
-        self.stopping, end = True, time.monotonic() + DEADLINE
-        for sock in self.clients:
-            sock.close()
-        while self.thread.is_alive() and time.monotonic() < end:
-            with contextlib.suppress(OSError), socket.create_connection(self.address):  # wakes it
-                self.thread.join(0.02)
-        for spy in (self.listener, *self.socks):
-            socket.socket.close(spy)
-        for mistake in (*self.mistakes, *[AssertionError("no end")] * self.thread.is_alive()):
-            raise mistake
+    def keep_mistake(self, _: object, error: object, __: object) -> Any:
+        if isinstance(error, Exception):  # not SystemExit: see pass_hold
+            self.mistakes.append(error)
+        return True
 
-    def connect(self) -> socket.socket:
-        sock = socket.create_connection(self.address, DEADLINE)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
-        self.clients.append(sock)
-        return sock
+    def count_line(self, frame: Any, _: str, __: object) -> Any:
+        if frame.f_code.co_filename == self.script:
+            self.executed += 1
+            return self.count_line
+        return None
 
-    def pass_gate(self) -> None:
-        with self.gate:  # a test that has it holds the server
-            if self.stopping:
-                raise asyncio.CancelledError  # it passes each `except`, and ends a task
-
-    def sleep(self, seconds: float) -> None:
-        self.pass_gate()
-        self.calls.append(f"sleep({seconds})")
-        time.sleep(0.001)
-
-    async def pause(self, seconds: float) -> None:
-        self.calls.append(f"sleep({seconds})")
-        await asyncio.sleep(0)
-
-    def spied(self, function: Callable[..., Any], lists: int) -> Callable[..., Any]:
-        """Return a function that waits for sockets, and notes what it gets beside their lists."""
-
-        def wait(*args: Any, **named: Any) -> Any:
-            self.pass_gate()
-            self.calls.append(f"wait({', '.join(map(str, (*args[lists:], *named.values())))})")
+    def call(self, name: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """Call a function for the server and note it. End the thread if the test is over."""
+        if threading.current_thread() is not self.thread:
+            return function(*args, **named)
+        self.pass_hold()
+        try:
             result = function(*args, **named)
-            self.pass_gate()
-            return result
+        except BlockingIOError:
+            self.calls.append(f"{name} would block")
+            raise
+        self.calls.append(name)
+        self.pass_hold()
+        return result
 
-        return wait
+    def pass_hold(self) -> None:
+        with self.hold:
+            if self.stopped:
+                sys.exit()  # passes each `except`, and ends a thread without a word
 
-    def epoll(self) -> Any:
-        epoll = vars(select)["epoll"]()
-        return changed(epoll, poll=self.spied(epoll.poll, 0))
+    def spied(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(self.call, name, function)
 
-    def made(self) -> list[str]:
-        return [x for x in self.calls if x != "sleep(0.001)" and not x.endswith("would block")]
-    def pauses(self) -> list[str]:
-        return [x for x in self.made() if x.startswith("sleep") and x != "sleep(0)"]
+    def spied_waiter(self, waiter: Any) -> Any:
+        """Return an epoll object or a selector that notes the calls that wait or modify."""
+        if not hasattr(waiter, "modify"):
+            return waiter
+        waits = "poll" if hasattr(waiter, "poll") else "select"
+        spied = mock.Mock(wraps=waiter)
+        setattr(spied, waits, self.spied("wait", getattr(waiter, waits)))
+        spied.modify = self.spied("modify", waiter.modify)
+        spied.__class__ = type(waiter)  # for isinstance()
+        return spied
 
-    def idle(self) -> bool:
-        before = len(self.made())
-        time.sleep(0.05)
-        return len(self.made()) == before
+    def sleep(self, seconds: float, real_sleep: Callable[[float], None] = time.sleep) -> None:
+        if threading.current_thread() is self.thread:
+            if seconds >= 0.5:
+                self.pauses.append(seconds)
+            self.call(f"sleep {seconds}", real_sleep, 0.001)
+        else:
+            real_sleep(seconds)
+
+    def call_later(self, function: Callable[..., Any], seconds: float, *args: Any,
+                   **named: Any) -> Any:
+        """asyncio.sleep() and asyncio.wait() call this, a method of the event loop."""
+        if seconds >= 0.5:
+            self.pauses.append(seconds)
+            seconds = 0.01
+        return function(seconds, *args, **named)
+
+    def work(self) -> list[str]:
+        """Return the calls about clients, and those in vain unless that is the model."""
+        calls = [call for call in list(self.calls) if not call.startswith(("sleep", "modify"))]
+        return [call for call in calls if not (self.polls and call.endswith("would block"))]
+
+    def wait_until_idle(self) -> None:
+        """Wait until it does nothing for a moment."""
+
+        def idle() -> bool:
+            before = len(self.work())
+            time.sleep(0.03)
+            return len(self.work()) == before
+
+        eventually(idle, "an idle server")
+
     def lines_with(self, text: str) -> list[str]:
         return [line for line in self.lines if text in line]
-    def wait_for_line(self, text: str, number: int = 1) -> None:
-        eventually(lambda: len(self.lines_with(text)) >= number or self.mistakes, text)
+
+    def wait_for_line(self, text: str) -> None:
+        eventually(lambda: self.lines_with(text) or self.mistakes, text)
+
+    def stop(self) -> None:
+        """End the thread. Raise AssertionError if it does not end, or for a mistake in it."""
+        self.stopped = True
+        for spy in self.sockets:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(spy, socket.SHUT_RDWR)  # wakes it, as if the client closed
+        end = time.monotonic() + 1
+        while self.thread.is_alive() and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                socket.create_connection(self.address, 0.1).close()  # wakes it in accept()
+            self.thread.join(0.02)
+        self.patches.close()
+        for spy in (self.listener, *self.sockets):
+            socket.socket.close(spy)
+        if self.mistakes or self.thread.is_alive():
+            raise AssertionError(f"the server does not react any more. Mistakes: {self.mistakes}")
 
 
-def changed(original: Any, **changes: Any) -> Any:
-    names = {name: getattr(original, name) for name in dir(original) if name[0] != "_"}
-    return SimpleNamespace(**{**names, **changes})
+class Spy(socket.socket):
+    """A socket of a server in this process: notes its calls, and fails as told."""
+
+    def __init__(self, inside: Inside, number: int, fileno: int | None = None) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM, fileno=fileno)
+        self.inside = inside
+        self.number = number
+        self.errors: dict[str, Exception] = {}  # what the next call of this name raises
+        self.send_limit = sys.maxsize  # the bytes that one send() takes
+        self.endless = False  # receives the same again and again, and nobody gets the echo
+
+    def call(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        result = self.inside.call(f"{name} {self.number}", function, *args)
+        if name in self.errors:
+            raise self.errors.pop(name)
+        return result
+
+    def recv(self, size: int, flags: int = 0) -> Any:
+        return self.call("recv", super().recv, size, socket.MSG_PEEK if self.endless else flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> Any:
+        flags = socket.MSG_PEEK if self.endless else flags
+        return self.call("recv", super().recv_into, buffer, size, flags)
+
+    def send(self, data: Any, flags: int = 0) -> Any:
+        if self.endless or len(data) == 0:  # the latter would do nothing
+            return len(data)
+        return self.call("send", super().send, data[: self.send_limit], flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        if len(data) > 0:
+            self.call("send", super().sendall, data, flags)
+
+    def shutdown(self, how: int) -> None:
+        self.call("shutdown", super().shutdown, how)
+
+    def close(self) -> None:
+        if self.fileno() != -1:
+            self.inside.calls.append(f"close {self.number}")
+        super().close()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        accepted: tuple[socket.socket, Any] = self.inside.call("accept", self.accept_as_planned)
+        return accepted
+
+    def accept_as_planned(self, real_select: Callable[..., Any] = select.select) -> Any:
+        """Accept a client when there is one, or raise the error that is planned for this call."""
+        patience = None if self.getblocking() else 0  # seconds
+        if not real_select([self], [], [], patience)[0]:
+            raise BlockingIOError(errno.EAGAIN, "no client is in the backlog")
+        error = self.inside.accept_errors.pop(0) if self.inside.accept_errors else None
+        if error:
+            self.inside.calls.append("accept fails")
+            raise error
+        sock, address = super().accept()
+        spy = Spy(self.inside, len(self.inside.sockets) + 1, sock.detach())
+        self.inside.sockets.append(spy)
+        return spy, None if self.inside.no_address else address
 
 
 def load(name: str) -> Any:
+    """Return the module of a server, a new one in each call."""
     spec: Any = importlib.util.spec_from_file_location(f"{name}_server", SCRIPTS[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -1238,31 +1924,199 @@ def load(name: str) -> Any:
 
 # ---- The tools: scripts as processes
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if "PYTHON" not in name}
-PRELUDE = "{}\nimport runpy, sys\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+INTERPRETER = [sys.executable, *(f"-W{option}" for option in sys.warnoptions),
+               *(["-X", "dev"] if sys.flags.dev_mode else []),
+               "-Wignore::ResourceWarning"]  # an end by Ctrl-C leaves sockets to the kernel
+# What colours a traceback, or changes another thing that is compared, is not passed on.
+ENVIRONMENT = {name: value for name, value in os.environ.items()
+               if "PYTHON" not in name and name not in ("FORCE_COLOR", "TEST_DEADLINE")}
+# A prelude: the buffers of connections are then soon full.
+SMALL_BUFFERS = """
+import socket
+class SmallBuffers(socket.socket):
+    def listen(self, *backlog):
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+        super().listen(*backlog)
+socket.socket = SmallBuffers
+"""
+# A prelude for FAULT.format(call, error): the call, of a method or a function, raises the error.
+FAULT = """
+import socket, threading
+def fault(*_):
+    raise {1}
+{0} = fault
+"""
+RUN_SCRIPT = """
+import runpy, sys
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Process:
+    """A script as a process. Threads read what it writes, and it is killed when the tests end."""
+
+    def __init__(self, script: Path, *options: str, prelude: str = "", files: int = 0,
+                 terminal: bool = False, **settings: Any) -> None:
+        """Start a script: after a prelude, with so many file descriptors, or in a terminal."""
+        command = [*INTERPRETER, str(script), *options]
+        if prelude:
+            command = [*INTERPRETER, "-c", prelude + RUN_SCRIPT, str(script), *options]
+        if files:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
+        self.screen: Any = None
+        theirs = subprocess.PIPE
+        if terminal:
+            ours, theirs = vars(os)["openpty"]()
+            self.screen = io.FileIO(ours, "r+")
+        settings = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "env": ENVIRONMENT,
+                    **settings}
+        self.process: Any = subprocess.Popen(command, bufsize=0, **settings)
+        RUNNING.add(self)
+        if terminal:
+            os.close(theirs)
+        self.stdout = Reader(self.process.stdout)
+        self.stderr = Reader(self.process.stderr or self.screen)
+        self.expected = b""
+
+    def output(self) -> bytes:
+        """Return what it has written to stdout so far."""
+        return bytes(self.stdout.data)
+
+    def said(self) -> bytes:
+        """Return what it has written to stderr or to the terminal: all of it, if it has ended."""
+        if self.process.poll() is not None:
+            self.stderr.join(DEADLINE)
+        return bytes(self.stderr.data).replace(b"\r\n", b"\n")
+
+    def log(self) -> str:
+        return self.said().decode(errors="surrogateescape")
+
+    def wait_for_log(self, text: str, number: int = 1) -> None:
+        """Wait until a text is in the log so many times."""
+        eventually(lambda: self.log().count(text) >= number, f"{number} x {text!r}", self.said)
+
+    def expect(self, text: bytes) -> None:
+        """Wait until it has written this, after what was expected before."""
+        self.expected += text
+        eventually(lambda: self.said().startswith(self.expected), repr(self.expected), self.said)
+
+    def send(self, data: bytes) -> None:
+        """Write to its stdin, or type in its terminal."""
+        (self.process.stdin or self.screen).write(data)
+
+    def result(self, stdin: bytes = b"") -> tuple[bytes, bytes, int]:
+        """Wait for its end; return what it wrote to stdout and to stderr, and its status."""
+        with contextlib.suppress(OSError), self.process.stdin or io.BytesIO() as pipe:
+            while stdin:
+                stdin = stdin[pipe.write(stdin) :]
+        try:
+            self.process.wait(3 * DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.log()[-500:]}") from None
+        self.kill()
+        return self.output(), self.said(), self.process.returncode
+
+    def kill(self) -> None:
+        """End it, if it has not ended; read the rest of what it has written."""
+        self.process.kill()
+        self.process.wait()
+        RUNNING.discard(self)
+        self.stdout.join(DEADLINE)
+        self.stderr.join(DEADLINE)
+        for file in (self.process.stdin, self.process.stdout, self.process.stderr, self.screen):
+            with contextlib.suppress(OSError):
+                if file:
+                    file.close()
+
+    def cpu(self) -> float:
+        """Return the CPU time of all its threads in seconds, or nan."""
+        if sys.platform != "linux":
+            return float("nan")
+        return time.clock_gettime((~self.process.pid << 3) | 2)  # as clock_getcpuclockid(3) has it
+
+    def uses_cpu(self, seconds: float) -> float:
+        """Return the CPU time that it uses in the next so many seconds."""
+        before = self.cpu()
+        time.sleep(seconds)
+        return self.cpu() - before
+
+    def sleeps(self) -> bool:
+        """Return whether it is blocked in a call. Elsewhere than on Linux, nothing tells it."""
+        state = Path(f"/proc/{self.process.pid}/stat")
+        return sys.platform != "linux" or ") S" in state.read_text()
+
+    def wait_until_it_sleeps(self) -> None:
+        eventually(self.sleeps, "a process that sleeps", self.said)
+
+    def wait_until_idle(self) -> None:
+        """Wait until it sleeps and uses no CPU time, or little if it polls."""
+        most = 0.015 if b"every" in self.output() else 0.0
+        eventually(lambda: not self.uses_cpu(0.05) > most and self.sleeps(), "idle", self.said)
+
+
+class Reader(threading.Thread):
+    """Reads a pipe or a terminal to its end; data is what has come so far."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(daemon=True)
+        self.file = file
+        self.data = bytearray()
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a terminal ends with an error
+            while self.file and (part := self.file.read(65536)):
+                self.data += part
+
+
+class Server(Process):
+    """A server as a process. It listens: line is its first line, and address is in it."""
+
+    def __init__(self, script: Path, *options: str, any_port: bool = True, **settings: Any) -> None:
+        if any_port:
+            options = ("--port=0", *options)  # a later --port wins
+        super().__init__(script, *options, **settings)
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: b"\n" in self.output() or self.process.poll() is not None, "a line")
+        self.line = self.output().decode().replace("\r", "")
+        match = re.match(r"listening on \S+:(\d+) \(", self.line)
+        if not match:
+            self.kill()
+            raise AssertionError(f"{self.line!r} is not 'listening':\n{self.log()[-500:]}")
+        self.port = int(match[1])
+        self.address = ("127.0.0.1", self.port)
+
+
+RUNNING: set[Process] = set()
+
+
+@atexit.register
+def end_processes() -> None:
+    """End what still runs, however the tests end: unittest runs no cleanups after a Ctrl-C."""
+    for one in list(RUNNING):
+        one.process.terminate()  # tests of a copy end their own processes then
+    for one in list(RUNNING):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            one.process.wait(2)
+        one.process.kill()
 
 
 def setUpModule() -> None:
     """Give the scripts a Ctrl-C even if we were started without, and us enough files."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.getLogger("asyncio").disabled = True
-    threading.excepthook = lambda failed: (  # keep the error of a thread for its test
-        vars(failed.thread).setdefault("mistakes", []).append(failed.exc_value)
-        if issubclass(failed.exc_type, Exception) else None)
-    if sys.platform == "win32":  # the other event loop does not call accept() and recv()
-        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
-    else:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # then atexit has its turn, too
+    if resource:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        wanted = min(most, 10_400) if most > 0 else 10_400
         with contextlib.suppress(OSError, ValueError):  # macOS has a limit that it does not tell
-            wanted = min(most, 10_400) if most > 0 else 10_400
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError as error:
-        sys.exit(f"test_all.py: {error}")
 
 
 def need_files(test: unittest.TestCase, number: int) -> None:
+    """Skip a test if this process may not have so many file descriptors."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else number
     if files < number:
         test.skipTest(f"needs {number} open files, and a process may have {files} here")
@@ -1274,105 +2128,23 @@ def eventually(condition: Callable[[], object], what: str, log: Callable[[], Any
     while not condition():
         if time.monotonic() > end:
             raise AssertionError(f"did not happen: {what} {log()[-500:]!r}")
-        time.sleep(0.001)
+        time.sleep(0.002)
 
 
-class Process:
-    """A script as a subprocess: after a prelude, with so many open files, in a terminal or not."""
+# ---- The tools: clients
 
-    def __init__(self, script: Path, *options: str, prelude: str = "", files: int = 0,
-                 terminal: bool = False, **more: Any) -> None:
-        if files and resource:
-            more["preexec_fn"] = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        command = ["-c", PRELUDE.format(prelude), str(script)] if prelude else [str(script)]
-        screen, theirs = vars(os)["openpty"]() if terminal else os.pipe()
-        others = theirs if terminal else subprocess.PIPE
-        more = {"stdin": others, "stdout": others, "stderr": theirs, "env": ENVIRONMENT, **more}
-        self.process = subprocess.Popen([sys.executable, *command, *options], bufsize=0, **more)
-        os.close(theirs)
-        self.screen = io.FileIO(screen, "r+" if terminal else "r")
-        self.said: list[bytes] = []
-        self.expected = b""
-        self.reader = threading.Thread(target=self.read_screen, daemon=True)
-        self.reader.start()
-
-    def read_screen(self) -> None:
-        with self.screen, contextlib.suppress(OSError):  # the end of a terminal is an error
-            while data := self.screen.read(65536):
-                self.said.append(data)
-
-    def log(self) -> bytes:
-        if self.process.poll() is not None:
-            self.reader.join(DEADLINE)
-        return b"".join(self.said).replace(b"\r\n", b"\n")
-
-    def wait_for_log(self, pattern: bytes) -> None:
-        eventually(lambda: re.search(pattern, self.log()), repr(pattern), self.log)
-    def expect(self, text: bytes) -> None:
-        self.expected += text
-        eventually(lambda: self.log().startswith(self.expected), repr(self.expected), self.log)
-
-    def proc(self, name: str) -> str:
-        return Path(f"/proc/{self.process.pid}/{name}").read_text()
-    def wait_for_rest(self) -> None:
-        """Wait until it sleeps in a call; Python notices a signal just before that too late."""
-        if sys.platform == "linux" and os.path.exists("/proc/self/stat"):
-            eventually(lambda: ") S" in self.proc("stat"), "a process that sleeps")
-    def send(self, data: bytes) -> None:
-        (self.process.stdin or self.screen).write(data)
-
-    def output(self, data: bytes = b"", seconds: float = DEADLINE) -> bytes:
-        return self.process.communicate(data, seconds)[0] or b""
-    def result(self, data: bytes = b"") -> tuple[bytes, bytes, int]:
-        return self.output(data), self.log(), self.process.returncode
-
-    def kill(self) -> None:
-        with self.process:
-            self.process.kill()
-        self.reader.join(DEADLINE)
-
-
-class Server(Process):
-    def __init__(self, script: Path, *options: str, **more: Any) -> None:
-        super().__init__(script, *(() if "--port" in options else ("--port=0",)), *options, **more)
-        watchdog = threading.Timer(DEADLINE, self.process.kill)
-        watchdog.start()
-        self.line = self.process.stdout.readline().decode() if self.process.stdout else ""
-        watchdog.cancel()
-        match = re.match(r"listening on 127\.0\.0\.1:(\d+) ", self.line)
-        if not match:
-            self.kill()
-            raise AssertionError(f"{self.line!r} is not 'listening':\n{self.log().decode()[-500:]}")
-        self.port = int(match[1])
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), DEADLINE)
-
-    def cpu(self) -> float:
-        if sys.platform != "linux":
-            return float("nan")
-        fields = self.proc("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def idle(self) -> bool:
-        """Return whether it makes no call for an eighth of a second, or few of them if it polls."""
-        cpu, switches = self.cpu(), re.findall(r"switches:\t\d+", self.proc("status"))
-        time.sleep(0.12)
-        same = switches == re.findall(r"switches:\t\d+", self.proc("status"))
-        polls = "every" in self.line and self.cpu() - cpu < 0.06
-        return ") S" in self.proc("stat") and (same or polls)
-
-
-def flood(sock: socket.socket, data: bytes = b"x" * 65536, most: int = 1 << 28) -> int:
-    """Send data repeatedly, without reading, until no more goes; return how many bytes went."""
-    sent = 0
-    sock.setblocking(False)
-    while sent < most and select.select([], [sock], [], 0.1)[1]:
-        with contextlib.suppress(BlockingIOError):
-            start = sent % len(data)
-            sent += sock.send(memoryview(data)[start : start + most - sent])
+def connect(address: tuple[str, int]) -> socket.socket:
+    """Return a client whose buffers are soon full, and that does not wait forever."""
+    sock = socket.socket()
     sock.settimeout(DEADLINE)
-    return sent
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def receive(sock: socket.socket, size: int = sys.maxsize) -> bytes:
@@ -1383,18 +2155,42 @@ def receive(sock: socket.socket, size: int = sys.maxsize) -> bytes:
     return bytes(data)
 
 
-def exchange(sock: socket.socket, data: bytes) -> bytes:
-    threading.Thread(target=sock.sendall, args=[data], daemon=True).start()
-    return receive(sock, len(data))
+def send_in_thread(sock: socket.socket, data: bytes) -> threading.Thread:
+    """Send data while somebody else receives. If it cannot be sent, the receiver will notice."""
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            sock.sendall(data)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    return thread
+
+
+def flood(sock: socket.socket) -> bytes:
+    """Send without receiving until no more goes, or 4 MB went; return what was sent."""
+    sent = b""
+    sock.setblocking(False)
+    while len(sent) < 4 << 20 and select.select([], [sock], [], 0.1)[1]:
+        start = len(sent) % len(NOISE)
+        with contextlib.suppress(BlockingIOError):
+            number = sock.send(NOISE[start : start + 65536])
+            sent += NOISE[start : start + number]
+    sock.settimeout(DEADLINE)
+    return sent
 
 
 def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    """Close a socket in a way that resets the connection."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # 0 seconds
     sock.close()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--benchmark"]:
+    if sys.argv[1:] == ["--benchmark"]:
+        setUpModule()
+        benchmark()
+    else:
+        if sys.argv[1:] in (["-h"], ["--help"]):
+            print(__doc__)
         unittest.main()
-    setUpModule()
-    benchmark()
