@@ -1655,7 +1655,7 @@ class Benchmark(unittest.TestCase):
         self.assertRegex(refused, r"\Ablocking --threads 0 .*--threads must be from 1 to 1000\Z")
         self.assertIn(HEAD, output.getvalue())
         cpu, idle, beside = re.findall(r"([\d.]+)(?: us|%)", select_row)
-        self.assertEqual(float(idle), 0)
+        self.assertLess(float(idle), 5)
         self.assertTrue(1 < float(cpu) < 1000 and 1 < float(beside) < 1000, "microseconds")
 
     def test_every_server_of_the_readme_has_a_row(self) -> None:
