@@ -429,8 +429,9 @@ socket.socket = Told
         self.assertGreater(len(data), 2 * 65536)
         self.assert_same(receive(sock, len(data)), data)
         self.assertLess(inside.calls.count("recv 1"), 12, "up to 65,536 bytes in a call")
-        spy.send_limit = 0
-        self.assert_echo(sock, b"HELLO\n")
+        if not self.iterative:  # a blocking send() waits for room instead
+            spy.send_limit = 0
+            self.assert_echo(sock, b"HELLO\n")
         spy.send_limit = 5000
         self.assert_echo(sock, NOISE[:300_000] + b"\n")  # more than one recv() returns
         sock.sendall(NOISE[:30_000] + b"\nq\n")
