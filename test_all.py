@@ -404,7 +404,7 @@ socket.socket = Told
         return inside
 
     def test_calls(self) -> None:
-        """Which call waits. Receiving before sending, once a turn, and nothing in vain."""
+        """It receives before it sends, once per turn, and only the right call blocks."""
         self.check_calls(self.inside())
 
     def check_calls(self, inside: Inside) -> None:
@@ -419,7 +419,7 @@ socket.socket = Told
         self.assertEqual(" ".join(inside.work()).replace(" 1", ""), self.calls)
 
     def test_large_message(self) -> None:
-        """All of it comes back, even if nothing new arrives meanwhile, or send() takes a part."""
+        """All of it comes back, even if nothing new arrives, or send() takes only a part."""
         inside = self.inside()
         sock = self.hello(inside)
         spy = inside.sockets[0]
@@ -1634,7 +1634,7 @@ class Inside:
 
     def __init__(self, name: str, arguments: list[Any], accept_errors: list[Any]) -> None:
         self.script = str(SCRIPTS[name])
-        self.polls = name in ("nonblocking", "async")  # it may call in vain
+        self.polls = name in ("nonblocking", "async")  # its calls may raise BlockingIOError
         self.accept_errors = accept_errors
         self.no_address = False  # accept() returns no address
         self.calls: list[str] = []
@@ -1736,7 +1736,7 @@ class Inside:
         return function(seconds, *args, **named)
 
     def work(self) -> list[str]:
-        """Return the calls about clients, and those in vain unless that is the model."""
+        """Return the calls about clients, without those that would block if that is the model."""
         calls = [call for call in list(self.calls) if not call.startswith(("sleep", "modify"))]
         return [call for call in calls if not (self.polls and call.endswith("would block"))]
 
