@@ -624,6 +624,29 @@ class BlockingServer(EveryServer):
         self.assertEqual(receive(stays), b"HELLO\n")
         server.wait_for_log("closed (timed out)")
 
+    @POSIX
+    def test_again_in_the_same_process(self) -> None:
+        """Where the process lives on (python -i), the port is free, and the next start logs."""
+        run_once = """
+import runpy, sys
+command = sys.argv
+sys.argv = command[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+sys.argv = command
+"""
+        server = self.start("--threads=3", prelude=run_once)
+        self.hello(server)
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for_log("stopped")
+        with self.assertRaises(ConnectionRefusedError):
+            self.connect(server)
+        eventually(lambda: server.output().count(b"\n") == 2, "a second start", server.said)
+        port = re.findall(rb"127\.0\.0\.1:(\d+)", server.output())[1]
+        server.address = ("127.0.0.1", int(port))
+        for _ in range(3):  # one for each thread, as any of them could be unable to log
+            self.hello(server)
+        server.wait_for_log(": connected", 4)
+
 
 class NonblockingServer(ConcurrentServer):
     name = "nonblocking"
